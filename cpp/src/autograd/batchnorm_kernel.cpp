@@ -1,0 +1,180 @@
+// Derivatives of the whole operators.
+#include <torch/library.h>
+
+#include "autograd/formulas.h"
+#include "autograd/node.h"
+#include "ops.h"
+#include "plan/checks.h"
+
+namespace my_ops::autograd {
+namespace {
+
+using ops::OutputMask;
+
+Tensor sum_of(const Tensor& a, const Tensor& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
+}
+
+/// batchnorm_forward as a function of (input, gamma, beta).
+///
+/// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too:
+///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
+class ForwardNode : public SavingNode<4> {
+ public:
+  enum Saved { kInput, kGamma, kMean, kInvstd };
+  bool training = true;
+  at::ScalarType beta_dtype = at::kFloat;
+
+  std::string name() const override { return "MyOpsBatchnormForwardBackward"; }
+
+  variable_list apply(variable_list&& grads) override {
+    const Tensor input = saved(kInput);
+    const OptionalTensor gamma = saved_optional(kGamma);
+    const Tensor mean = saved(kMean);
+    const Tensor invstd = saved(kInvstd);
+    variable_list out(3);
+    if (grads[0].defined()) {
+      auto [dx, dgamma, dbeta] =
+          ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, training, {wants(0), wants(1), wants(2)});
+      out[0] = dx;
+      out[1] = dgamma;
+      if (dbeta.defined()) out[2] = dbeta.to(beta_dtype);
+    }
+    if (grads.size() > 1 && wants(0)) {
+      out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
+    }
+    return out;
+  }
+
+ private:
+  Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& input, const Tensor& mean,
+                            const Tensor& invstd) {
+    const c10::Scalar count(values_per_channel(input));
+    Tensor gradient;
+    if (grad_mean.defined()) gradient = per_channel(grad_mean / count, input).expand_symint(input.sym_sizes());
+    if (grad_invstd.defined()) {
+      const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
+      const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
+      gradient = sum_of(gradient, centered * per_channel(slope, input));
+    }
+    return gradient.defined() ? gradient.to(input.scalar_type()) : gradient;
+  }
+};
+
+/// batchnorm_backward as a function of (grad_output, input, gamma, save_mean, save_invstd).
+///
+/// dx = gamma*r*(dy - m1 - xhat*m2) with m1 = sum_dy/M, m2 = sum_dy_xhat/M (0 in eval), dgamma = sum_dy_xhat,
+/// dbeta = sum_dy: the derivative of dx with respect to the sums joins the gradients of dgamma and dbeta.
+class BackwardNode : public SavingNode<5> {
+ public:
+  enum Saved { kGradOutput, kInput, kGamma, kMean, kInvstd };
+  bool training = true;
+
+  std::string name() const override { return "MyOpsBatchnormBackwardBackward"; }
+
+  variable_list apply(variable_list&& grads) override {
+    const Tensor grad_output = saved(kGradOutput);
+    const Tensor input = saved(kInput);
+    const OptionalTensor gamma = saved_optional(kGamma);
+    const Tensor mean = saved(kMean);
+    const Normalized in(grad_output, input, gamma, mean, saved(kInvstd));
+    BackwardApplyGradients through_dx;
+    Tensor grad_sum_dy = grads[2];
+    Tensor grad_sum_dy_xhat = grads[1];
+    if (grads[0].defined()) {
+      Tensor m1;
+      Tensor m2;
+      const c10::Scalar count(values_per_channel(input));
+      if (training) {
+        m1 = channel_sum(in.dy) / count;
+        m2 = channel_sum(in.dy * in.xhat()) / count;
+      }
+      through_dx = backward_apply_gradients(grads[0], in, m1, m2);
+      if (training) {
+        grad_sum_dy = sum_of(through_dx.m1 / count, grad_sum_dy);
+        grad_sum_dy_xhat = sum_of(through_dx.m2 / count, grad_sum_dy_xhat);
+      }
+    }
+    BackwardReduceGradients through_sums;
+    if (grad_sum_dy.defined() || grad_sum_dy_xhat.defined()) {
+      through_sums = backward_reduce_gradients(grad_sum_dy, grad_sum_dy_xhat, in);
+    }
+    const auto gamma_dtype = gamma ? gamma->scalar_type() : mean.scalar_type();
+    return {if_wanted(0, sum_of(through_dx.dy, through_sums.dy), grad_output.scalar_type()),
+            if_wanted(1, sum_of(through_dx.x, through_sums.x), input.scalar_type()),
+            if_wanted(2, through_dx.gamma, gamma_dtype),
+            if_wanted(3, sum_of(through_dx.mean, through_sums.mean), mean.scalar_type()),
+            if_wanted(4, sum_of(through_dx.invstd, through_sums.invstd), mean.scalar_type())};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                     const OptionalTensor& running_var, bool training,
+                                                     std::optional<double> momentum, double eps,
+                                                     const OptionalTensor& num_batches_tracked) {
+  refuse_tangents("batchnorm_forward", input, gamma, beta, running_mean, running_var);
+  if (at::GradMode::is_enabled()) {
+    plan::check_not_differentiable("batchnorm_forward", running_mean, running_var);
+  }
+  PointerTo<ForwardNode> node;
+  if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
+    node = make_node<ForwardNode>(input, gamma, beta);
+    node->training = training;
+    node->save(ForwardNode::kInput, input);
+    node->save(ForwardNode::kGamma, gamma);
+    if (beta) node->beta_dtype = beta->scalar_type();
+  }
+  auto result = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return ops::batchnorm_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps,
+                                  num_batches_tracked);
+  }();
+  auto& [output, mean, invstd] = result;
+  if (training) {
+    for (const auto* written : {&running_mean, &running_var, &num_batches_tracked}) count_change(*written);
+  }
+  if (node) {
+    torch::autograd::set_history(output, node);
+    if (training) torch::autograd::set_history({mean, invstd}, node);
+    node->save(ForwardNode::kMean, mean, /*is_output=*/true);
+    node->save(ForwardNode::kInvstd, invstd, /*is_output=*/true);
+  }
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                      const OptionalTensor& gamma, const Tensor& save_mean,
+                                                      const Tensor& save_invstd, bool training,
+                                                      OutputMask output_mask) {
+  refuse_tangents("batchnorm_backward", grad_output, input, gamma, save_mean, save_invstd);
+  PointerTo<BackwardNode> node;
+  if (torch::autograd::compute_requires_grad(grad_output, input, gamma, save_mean, save_invstd)) {
+    node = make_node<BackwardNode>(grad_output, input, gamma, save_mean, save_invstd);
+    node->training = training;
+    node->save(BackwardNode::kGradOutput, grad_output);
+    node->save(BackwardNode::kInput, input);
+    node->save(BackwardNode::kGamma, gamma);
+    node->save(BackwardNode::kMean, save_mean);
+    node->save(BackwardNode::kInvstd, save_invstd);
+  }
+  auto result = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return ops::batchnorm_backward(grad_output, input, gamma, save_mean, save_invstd, training, output_mask);
+  }();
+  if (node) {
+    auto& [grad_input, grad_gamma, grad_beta] = result;
+    torch::autograd::set_history({grad_input, grad_gamma, grad_beta}, node);
+  }
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(my_ops, Autograd, m) {
+  m.impl("batchnorm_forward", &batchnorm_forward);
+  m.impl("batchnorm_backward", &batchnorm_backward);
+}
+
+}  // namespace my_ops::autograd

@@ -1,0 +1,91 @@
+// What the derivative nodes share: making one, saving tensors for the backward pass, and reaching the device kernels.
+//
+// The nodes are hand-written, like those that torch generates for its own operators: torch::autograd::Function does not
+// work under torch.func transforms.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <type_traits>
+
+namespace my_ops::autograd {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using torch::autograd::variable_list;
+
+/// torch owns its nodes by intrusive_ptr from 2.13 on, by shared_ptr before.
+using NodePointer = decltype(torch::autograd::Edge::function);
+template <class N>
+using PointerTo = std::conditional_t<std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>,
+                                     std::shared_ptr<N>, c10::intrusive_ptr<N>>;
+
+template <class N, class... Inputs>
+PointerTo<N> make_node(const Inputs&... inputs) {
+  PointerTo<N> node;
+  if constexpr (std::is_same_v<PointerTo<N>, std::shared_ptr<N>>) {
+    node = PointerTo<N>(new N(), [](auto* n) { deleteNode(n); });
+  } else {
+    node = c10::make_intrusive<N>();
+  }
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  return node;
+}
+
+/// A node with kSaved saved tensors, each possibly absent.
+template <size_t kSaved>
+class SavingNode : public torch::autograd::Node {
+ public:
+  void save(size_t index, const OptionalTensor& tensor, bool is_output = false) {
+    saved_[index] = torch::autograd::SavedVariable(tensor, is_output);
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& saved : saved_) saved.reset_data();
+  }
+
+ protected:
+  /// Undefined if absent; an error if released or changed in place since.
+  Tensor saved(size_t index) { return saved_[index].unpack(getptr()); }
+
+  OptionalTensor saved_optional(size_t index) {
+    Tensor tensor = saved(index);
+    return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
+  }
+
+  bool wants(size_t input) { return task_should_compute_output(input); }
+
+  /// Only gradients that somebody waits for, each in the dtype of the input it belongs to.
+  Tensor if_wanted(size_t input, const Tensor& gradient, at::ScalarType dtype) {
+    return wants(input) && gradient.defined() ? gradient.to(dtype) : Tensor();
+  }
+
+ private:
+  std::array<torch::autograd::SavedVariable, kSaved> saved_;
+};
+
+template <class... Tensors>
+bool any_tangent(const Tensors&... tensors) {
+  return (torch::autograd::isFwGradDefined(tensors) || ...);
+}
+
+/// The kernels write running statistics; saved copies of them must notice.
+inline void count_change(const OptionalTensor& tensor) {
+  if (tensor) torch::autograd::increment_version(*tensor);
+}
+
+template <class... Tensors>
+void refuse_tangents(const char* op, const Tensors&... tensors) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(tensors...), op, ": forward-mode derivatives are not implemented");
+}
+
+}  // namespace my_ops::autograd

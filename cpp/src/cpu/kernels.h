@@ -1,0 +1,77 @@
+// The phases of batch normalization on a region of memory, as the drivers see them. Their code is in simd/, compiled once
+// per instruction set; this header is all that both sides share, and it names no torch type.
+#pragma once
+
+#include <cstdint>
+
+#include "plan/shape.h"
+
+namespace my_ops::cpu {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+/// float64 accumulates in itself, everything else in float32.
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+/// y = (x - center) * scale + shift; [C] each.
+template <class A>
+struct ForwardCoefficients {
+  const A* center;
+  const A* scale;
+  const A* shift;
+};
+
+/// dx = dy * dy_scale + (x - mean) * x_scale + shift; [C] each. Without x_scale (eval mode) only the first term.
+template <class A>
+struct BackwardCoefficients {
+  const A* mean;
+  const A* dy_scale;
+  const A* x_scale;
+  const A* shift;
+};
+
+/// One function per phase. x, dy, y, dx: the whole tensor, all of one Shape; only the region is touched. Per-channel arrays
+/// are indexed by channel, also when the region starts at a later one.
+template <class T>
+struct Kernels {
+  using A = Accumulator<T>;
+  using Shape = plan::Shape;
+  using Region = plan::Region;
+
+  /// mean[c] and m2[c] of the region's values. Reads x once; once more for a channel whose single pass was inaccurate.
+  void (*stats)(const T* x, const Shape&, const Region&, double* mean, double* m2);
+  void (*apply)(const T* x, T* y, const Shape&, const Region&, const ForwardCoefficients<A>&);
+  /// sum_dy[c] = sum of dy; sum_dy_xhat[c] = sum of dy * ((x - mean) * invstd).
+  void (*backward_reduce)(const T* dy, const T* x, const Shape&, const Region&, const A* mean, const A* invstd,
+                          double* sum_dy, double* sum_dy_xhat);
+  /// x is not read when there is no x_scale.
+  void (*backward_apply)(const T* dy, const T* x, T* dx, const Shape&, const Region&, const BackwardCoefficients<A>&);
+};
+
+struct KernelTable {
+  Kernels<double> of_double;
+  Kernels<float> of_float;
+  Kernels<bfloat16> of_bfloat16;
+  Kernels<float16> of_float16;
+};
+
+/// One per instruction set, each from its own kernels_*.cpp.
+const KernelTable& kernels_default();
+const KernelTable& kernels_avx2();
+const KernelTable& kernels_avx512();
+
+}  // namespace my_ops::cpu

@@ -1,0 +1,49 @@
+// Two doubles per channel and chunk, merged in the order of the chunks.
+#pragma once
+
+#include "cpu/elements.h"
+#include "math/normalization.h"
+#include "plan/partition.h"
+
+namespace my_ops::cpu {
+
+class Partials {
+ public:
+  explicit Partials(const plan::Partition& part) : part_(part), memory_(2 * part.chunks() * part.channels) {}
+
+  double* first(int64_t chunk) { return memory_ + 2 * chunk * part_.channels; }
+  double* second(int64_t chunk) { return first(chunk) + part_.channels; }
+
+  /// (mean, M2) of all chunks of the channels c0..c1-1, in the place of chunk 0.
+  void merge_moments(int64_t c0, int64_t c1) {
+    for (int64_t chunk = 1, count = values(0); chunk < part_.chunks(); count += values(chunk), ++chunk) {
+      const int64_t more = values(chunk);
+      for (int64_t c = c0; c < c1; ++c) {
+        const auto joined = math::merge<double>({first(0)[c], second(0)[c], count}, {first(chunk)[c], second(chunk)[c], more});
+        first(0)[c] = joined.mean;
+        second(0)[c] = joined.m2;
+      }
+    }
+  }
+
+  /// Both sums over all chunks, in the place of chunk 0.
+  void add_up(int64_t c0, int64_t c1) {
+    for (int64_t chunk = 1; chunk < part_.chunks(); ++chunk) {
+      for (int64_t c = c0; c < c1; ++c) {
+        first(0)[c] += first(chunk)[c];
+        second(0)[c] += second(chunk)[c];
+      }
+    }
+  }
+
+ private:
+  int64_t values(int64_t chunk) const {
+    const plan::Region region = part_.region(0, chunk);
+    return region.e - region.b;
+  }
+
+  plan::Partition part_;
+  Scratch<double> memory_;
+};
+
+}  // namespace my_ops::cpu

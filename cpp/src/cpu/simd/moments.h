@@ -1,0 +1,98 @@
+// One-pass statistics with a pivot: with d = x - pivot, mean = pivot + sum(d)/n and M2 = sum(d^2) - sum(d)^2/n.
+//
+// The subtraction cancels only if |mean - pivot| is large against the standard deviation. The pivot is the mean of a few
+// values spread over the region, so that is rare: where it happens, the channel is read again.
+#pragma once
+
+#include "cpu/simd/runs.h"
+#include "cpu/simd/vec.h"
+
+namespace my_ops::cpu {
+namespace {
+
+/// sum(x - pivot) and sum((x - pivot)^2) per channel of a region.
+struct ShiftedSums {
+  double* first;
+  double* second;
+};
+
+constexpr int64_t kSamples = 8;
+
+/// The pivot of each channel of the region: the mean of samples, x0 + sum(xi - x0) / samples, which is exact for constant
+/// channels; 0 where that is not finite.
+template <class T, class A = Accumulator<T>>
+void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& region, A* pivot) {
+  const int64_t channels = region.c1 - region.c0;
+  const bool channels_last = shape.layout == plan::Layout::channels_last;
+  const int64_t stride = channels_last ? 1 : shape.s;
+  const int64_t values = region.e - region.b;
+  const int64_t samples = values < kSamples ? values : kSamples;
+  const auto sample = [&](int64_t i) {
+    const int64_t v = region.b + i * values / samples;
+    return channels_last ? x + v * shape.c + region.c0
+                         : x + (v / shape.s * shape.c + region.c0) * shape.s + v % shape.s;
+  };
+  const T* x0 = sample(0);
+  for (int64_t c = 0; c < channels; ++c) pivot[c] = A(0);
+  for (int64_t i = 1; i < samples; ++i) {
+    const T* xi = sample(i);
+    for (int64_t c = 0; c < channels; ++c) {
+      pivot[c] += static_cast<A>(to_double(xi[c * stride]) - to_double(x0[c * stride]));
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const A mean = static_cast<A>(to_double(x0[c * stride])) + pivot[c] / static_cast<A>(samples);
+    pivot[c] = mean - mean == A(0) ? mean : A(0);
+  }
+}
+
+/// body(value as double) for all values of channel c in the region.
+template <class T, class Body>
+MY_OPS_INLINE void for_values(const T* x, const plan::Shape& shape, const plan::Region& region, int64_t c, Body body) {
+  if (shape.layout == plan::Layout::channels_last) {
+    for (int64_t v = region.b; v < region.e; ++v) body(to_double(x[v * shape.c + c]));
+    return;
+  }
+  for_stretches(shape, c, region.b, region.e, [&](int64_t element, int64_t length) {
+    for (int64_t i = 0; i < length; ++i) body(to_double(x[element + i]));
+  });
+}
+
+/// Two passes in double; also for values whose squares exceed float32.
+template <class T>
+__attribute__((noinline)) void moments_in_double(const T* x, const plan::Shape& shape, const plan::Region& region,
+                                                 int64_t c, double* mean, double* m2) {
+  const auto n = static_cast<double>(region.e - region.b);
+  double total = 0;
+  for_values(x, shape, region, c, [&](double value) { total += value; });
+  const double center = total / n;
+  double first = 0;
+  double second = 0;
+  for_values(x, shape, region, c, [&](double value) {
+    const double d = value - center;
+    first += d;
+    second += d * d;
+  });
+  const bool finite = center - center == 0;
+  *mean = finite ? center + first / n : center;
+  *m2 = second - (finite ? first * first / n : 0);
+}
+
+/// From sums to moments. (mean - pivot)^2 <= 3 * variance bounds the cancellation to two bits.
+template <class T, class A = Accumulator<T>>
+void finish_moments(const T* x, const plan::Shape& shape, const plan::Region& region, const A* pivot, ShiftedSums sums,
+                    double* mean, double* m2) {
+  const auto n = static_cast<double>(region.e - region.b);
+  for (int64_t c = region.c0; c < region.c1; ++c) {
+    const int64_t i = c - region.c0;
+    const double between = sums.first[i] * sums.first[i] / n;
+    const double within = sums.second[i] - between;
+    mean[c] = pivot[i] + sums.first[i] / n;
+    m2[c] = within;
+    const bool accurate = between <= 3 * within && within - within == 0;
+    if (!accurate) moments_in_double(x, shape, region, c, mean + c, m2 + c);
+  }
+}
+
+}  // namespace
+}  // namespace my_ops::cpu

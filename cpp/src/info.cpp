@@ -1,0 +1,17 @@
+#include "info.h"
+
+#include "build_info.h"
+#include "cpu/capability.h"
+
+namespace my_ops {
+
+std::string cpu_capability() { return cpu::name(cpu::capability()); }
+
+std::string build_info() {
+  const std::string cuda = MY_OPS_CUDA_VERSION;
+  return std::string("{\"version\": \"") + MY_OPS_VERSION + "\", \"torch\": \"" + MY_OPS_TORCH_VERSION +
+         "\", \"cuda\": " + (cuda.empty() ? "null" : "\"" + cuda + "\"") + ", \"compiler\": \"" + MY_OPS_COMPILER +
+         "\", \"cpu_capability\": \"" + cpu_capability() + "\"}";
+}
+
+}  // namespace my_ops

@@ -1,0 +1,66 @@
+#include "ops.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace my_ops::ops {
+namespace {
+
+// The handle of an operator, looked up once. `Function` is one of the declarations in ops.h: the schema must agree.
+template <class Function>
+c10::TypedOperatorHandle<Function> find(const char* name, Function*) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                     const OptionalTensor& running_var, bool training,
+                                                     std::optional<double> momentum, double eps,
+                                                     const OptionalTensor& num_batches_tracked) {
+  static const auto op = find("my_ops::batchnorm_forward", batchnorm_forward);
+  return op.call(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                      const OptionalTensor& gamma, const Tensor& save_mean,
+                                                      const Tensor& save_invstd, bool training,
+                                                      OutputMask output_mask) {
+  static const auto op = find("my_ops::batchnorm_backward", batchnorm_backward);
+  return op.call(grad_output, input, gamma, save_mean, save_invstd, training, output_mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
+  static const auto op = find("my_ops::batchnorm_stats", batchnorm_stats);
+  return op.call(input);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, const Tensor& m2, const Tensor& count,
+                                                          const OptionalTensor& running_mean,
+                                                          const OptionalTensor& running_var,
+                                                          std::optional<double> momentum, double eps,
+                                                          const OptionalTensor& num_batches_tracked) {
+  static const auto op = find("my_ops::batchnorm_gather_stats", batchnorm_gather_stats);
+  return op.call(mean, m2, count, running_mean, running_var, momentum, eps, num_batches_tracked);
+}
+
+Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                       const Tensor& invstd) {
+  static const auto op = find("my_ops::batchnorm_apply", batchnorm_apply);
+  return op.call(input, gamma, beta, mean, invstd);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                                     const Tensor& invstd) {
+  static const auto op = find("my_ops::batchnorm_backward_reduce", batchnorm_backward_reduce);
+  return op.call(grad_output, input, mean, invstd);
+}
+
+Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                const Tensor& sum_dy_xhat, const Tensor& count) {
+  static const auto op = find("my_ops::batchnorm_backward_apply", batchnorm_backward_apply);
+  return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+}
+
+}  // namespace my_ops::ops

@@ -1,0 +1,45 @@
+// Typed calls through the dispatcher: each lands in the kernel of the innermost dispatch key still enabled, so autograd
+// kernels call the same functions to reach the device, and derivatives call them to stay differentiable.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+namespace my_ops::ops {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using OutputMask = std::array<bool, 3>;
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                     const OptionalTensor& running_var, bool training,
+                                                     std::optional<double> momentum, double eps,
+                                                     const OptionalTensor& num_batches_tracked);
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                      const OptionalTensor& gamma, const Tensor& save_mean,
+                                                      const Tensor& save_invstd, bool training, OutputMask output_mask);
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input);
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, const Tensor& m2, const Tensor& count,
+                                                          const OptionalTensor& running_mean,
+                                                          const OptionalTensor& running_var,
+                                                          std::optional<double> momentum, double eps,
+                                                          const OptionalTensor& num_batches_tracked);
+
+Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                       const Tensor& invstd);
+
+std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                                     const Tensor& invstd);
+
+Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                const Tensor& sum_dy_xhat, const Tensor& count);
+
+}  // namespace my_ops::ops

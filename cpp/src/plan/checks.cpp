@@ -1,0 +1,287 @@
+#include "plan/checks.h"
+
+#include <c10/core/ScalarType.h>
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+#include "plan/problem.h"
+
+namespace my_ops::plan {
+namespace {
+
+using at::ScalarType;
+using at::Tensor;
+
+/// A tensor argument and its name in the schema.
+struct Argument {
+  const char* name;
+  const Tensor& tensor;
+};
+
+bool is_half(ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+std::string dtype_name(ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
+/// The checks of one operator. `input` is what the other arguments must go with.
+class Checker {
+ public:
+  Checker(const char* op, Argument input) : op_(op), name_(input.name), input_(input.tensor) {}
+
+  void rank_and_dtype() const {
+    strided({name_, input_});
+    TORCH_CHECK(input_.dim() >= 2, op_, ": expected input of rank 2 or more, got shape ", input_.sym_sizes());
+    const ScalarType got = input_.scalar_type();
+    TORCH_CHECK(got == at::kDouble || got == at::kFloat || is_half(got), op_,
+                ": expected input of dtype float64, float32, bfloat16 or float16, got ", dtype_name(got));
+  }
+
+  /// The statistics of R parts: [R, C], of an accumulation dtype.
+  void parts() const {
+    strided({name_, input_});
+    TORCH_CHECK(input_.dim() == 2, op_, ": expected ", name_, " of rank 2 (parts, channels), got shape ",
+                input_.sym_sizes());
+    const ScalarType got = input_.scalar_type();
+    TORCH_CHECK(got == at::kDouble || got == at::kFloat, op_, ": expected ", name_,
+                " of dtype float64 or float32, got ", dtype_name(got));
+  }
+
+  /// Same sizes, dtype and device as the input.
+  void like_input(Argument a) const {
+    device(a);
+    TORCH_CHECK(a.tensor.dim() == input_.dim() && a.tensor.sym_sizes() == input_.sym_sizes(), op_, ": expected ",
+                a.name, " of shape ", input_.sym_sizes(), ", got ", a.tensor.sym_sizes());
+    dtype(a, input_.scalar_type());
+  }
+
+  /// gamma, beta, running statistics: [C], of the input's dtype or float32.
+  void parameter(const char* name, const OptionalTensor& tensor) const {
+    if (!tensor) return;
+    const Argument a{name, *tensor};
+    device(a);
+    channels(a);
+    const ScalarType wanted = input_.scalar_type();
+    const ScalarType got = a.tensor.scalar_type();
+    TORCH_CHECK(got == wanted || (is_half(wanted) && got == at::kFloat), op_, ": expected ", name, " of dtype ",
+                dtype_name(wanted), is_half(wanted) ? " or float32" : "", ", got ", dtype_name(got));
+  }
+
+  /// Running statistics beside float32 parts may be of any dtype whose statistics are float32.
+  void running_statistic(const char* name, const OptionalTensor& tensor) const {
+    if (!tensor) return;
+    const Argument a{name, *tensor};
+    device(a);
+    channels(a);
+    const ScalarType wanted = input_.scalar_type();
+    const ScalarType got = a.tensor.scalar_type();
+    TORCH_CHECK(got == wanted || (wanted == at::kFloat && is_half(got)), op_, ": expected ", name, " of dtype ",
+                wanted == at::kFloat ? "float32, bfloat16 or float16" : "float64", ", got ", dtype_name(got));
+  }
+
+  /// Statistics and sums: [C], of the accumulation dtype.
+  void statistic(Argument a) const {
+    device(a);
+    channels(a);
+    dtype(a, accumulation_dtype(input_.scalar_type()));
+  }
+
+  void count(Argument a, const c10::SymInt& parts) const {
+    device(a);
+    TORCH_CHECK(a.tensor.dim() == 1 && a.tensor.sym_size(0) == parts, op_, ": expected ", a.name, " of shape [", parts,
+                "], got ", a.tensor.sym_sizes());
+    dtype(a, at::kLong);
+  }
+
+  void counter(const OptionalTensor& num_batches_tracked) const {
+    if (!num_batches_tracked) return;
+    const Argument a{"num_batches_tracked", *num_batches_tracked};
+    device(a);
+    TORCH_CHECK(a.tensor.dim() == 0, op_, ": expected num_batches_tracked of shape [], got ", a.tensor.sym_sizes());
+    dtype(a, at::kLong);
+  }
+
+  void eps_of_batch(double eps) const {
+    TORCH_CHECK_VALUE(eps > 0, op_, ": expected eps > 0 when training, got ", eps);
+  }
+
+  void eps_of_running_var(double eps) const {
+    TORCH_CHECK_VALUE(eps >= 0, op_, ": expected eps >= 0 when training is False, got ", eps);
+  }
+
+  void momentum(std::optional<double> momentum, bool updates, const OptionalTensor& num_batches_tracked) const {
+    TORCH_CHECK(momentum || !updates || num_batches_tracked, op_,
+                ": expected num_batches_tracked when momentum is None, got None");
+  }
+
+  /// What the operator writes shares no memory with what it reads, nor with the rest of what it writes.
+  void own_memory(std::initializer_list<std::pair<const char*, const OptionalTensor*>> written,
+                  std::initializer_list<std::pair<const char*, const OptionalTensor*>> read) const {
+    if (!has_memory(input_)) return;
+    for (const auto* w = written.begin(); w != written.end(); ++w) {
+      if (!*w->second) continue;
+      const Argument a{w->first, **w->second};
+      TORCH_CHECK(a.tensor.dim() == 0 || a.tensor.size(0) < 2 || a.tensor.stride(0) != 0, op_, ": expected ", a.name,
+                  " with memory for each channel, got stride 0");
+      disjoint(a, {name_, input_});
+      for (const auto& r : read) {
+        if (*r.second) disjoint(a, {r.first, **r.second});
+      }
+      for (const auto* other = written.begin(); other != w; ++other) {
+        if (*other->second) disjoint(a, {other->first, **other->second});
+      }
+    }
+  }
+
+ private:
+  void device(Argument a) const {
+    TORCH_CHECK(a.tensor.device() == input_.device(), op_, ": expected ", a.name, " on device ", input_.device(),
+                ", got ", a.tensor.device());
+    strided(a);
+  }
+
+  void strided(Argument a) const {
+    TORCH_CHECK(a.tensor.layout() == at::kStrided, op_, ": expected ", a.name, " to be a strided tensor, got ",
+                a.tensor.layout());
+  }
+
+  void channels(Argument a) const {
+    TORCH_CHECK(a.tensor.dim() == 1 && a.tensor.sym_size(0) == input_.sym_size(1), op_, ": expected ", a.name,
+                " of shape [", input_.sym_size(1), "], got ", a.tensor.sym_sizes());
+  }
+
+  void dtype(Argument a, ScalarType wanted) const {
+    TORCH_CHECK(a.tensor.scalar_type() == wanted, op_, ": expected ", a.name, " of dtype ", dtype_name(wanted),
+                ", got ", dtype_name(a.tensor.scalar_type()));
+  }
+
+  static bool has_memory(const Tensor& tensor) {
+    return !tensor.is_meta() && tensor.has_storage() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  }
+
+  void disjoint(Argument a, Argument b) const {
+    TORCH_CHECK(!overlap(a.tensor, b.tensor), op_, ": expected ", a.name,
+                " to have memory of its own, but it overlaps ", b.name);
+  }
+
+  /// Compares the address ranges; two interleaved vectors (columns of one matrix) are told apart by their phase.
+  static bool overlap(const Tensor& a, const Tensor& b) {
+    if (a.numel() == 0 || b.numel() == 0) return false;
+    const auto* a_begin = static_cast<const char*>(a.const_data_ptr());
+    const auto* b_begin = static_cast<const char*>(b.const_data_ptr());
+    if (b_begin >= a_begin + bytes_spanned(a) || a_begin >= b_begin + bytes_spanned(b)) return false;
+    if (a.dim() != 1 || b.dim() != 1 || a.stride(0) != b.stride(0) || a.element_size() != b.element_size()) return true;
+    return (b_begin - a_begin) % (a.stride(0) * static_cast<int64_t>(a.element_size())) == 0;
+  }
+
+  static int64_t bytes_spanned(const Tensor& tensor) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+    return (last + 1) * static_cast<int64_t>(tensor.element_size());
+  }
+
+  const char* op_;
+  const char* name_;
+  const Tensor& input_;
+};
+
+}  // namespace
+
+void check_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                   std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+  const char* op = "batchnorm_forward";
+  const Checker check(op, {"input", input});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.parameter("running_mean", running_mean);
+  check.parameter("running_var", running_var);
+  check.counter(num_batches_tracked);
+  if (training) {
+    const auto numel = input.sym_numel();
+    TORCH_CHECK_VALUE(numel == 0 || numel != input.sym_size(1), op,
+                      ": expected more than 1 value per channel when training, got input of shape ", input.sym_sizes());
+    check.eps_of_batch(eps);
+    check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+    check.own_memory({{"running_mean", &running_mean},
+                      {"running_var", &running_var},
+                      {"num_batches_tracked", &num_batches_tracked}},
+                     {{"gamma", &gamma}, {"beta", &beta}});
+  } else {
+    TORCH_CHECK(running_mean, op, ": expected running_mean when training is False, got None");
+    TORCH_CHECK(running_var, op, ": expected running_var when training is False, got None");
+    check.eps_of_running_var(eps);
+  }
+}
+
+void check_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                    const Tensor& save_mean, const Tensor& save_invstd) {
+  const Checker check("batchnorm_backward", {"input", input});
+  check.rank_and_dtype();
+  check.like_input({"grad_output", grad_output});
+  check.parameter("gamma", gamma);
+  check.statistic({"save_mean", save_mean});
+  check.statistic({"save_invstd", save_invstd});
+}
+
+void check_stats(const Tensor& input) { Checker("batchnorm_stats", {"input", input}).rank_and_dtype(); }
+
+void check_gather_stats(const Tensor& mean, const Tensor& m2, const Tensor& count, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked) {
+  const char* op = "batchnorm_gather_stats";
+  const Checker check(op, {"mean", mean});
+  check.parts();
+  check.like_input({"m2", m2});
+  check.count({"count", count}, mean.sym_size(0));
+  check.running_statistic("running_mean", running_mean);
+  check.running_statistic("running_var", running_var);
+  check.counter(num_batches_tracked);
+  check.eps_of_batch(eps);
+  check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  const OptionalTensor m2_argument = m2;
+  const OptionalTensor count_argument = count;
+  check.own_memory(
+      {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
+      {{"m2", &m2_argument}, {"count", &count_argument}});
+}
+
+void check_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                 const Tensor& invstd) {
+  const Checker check("batchnorm_apply", {"input", input});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+}
+
+void check_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& invstd) {
+  const Checker check("batchnorm_backward_reduce", {"input", input});
+  check.rank_and_dtype();
+  check.like_input({"grad_output", grad_output});
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+}
+
+void check_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                          const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy, const Tensor& sum_dy_xhat,
+                          const Tensor& count) {
+  const Checker check("batchnorm_backward_apply", {"input", input});
+  check.rank_and_dtype();
+  check.like_input({"grad_output", grad_output});
+  check.parameter("gamma", gamma);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+  check.statistic({"sum_dy", sum_dy});
+  check.statistic({"sum_dy_xhat", sum_dy_xhat});
+  check.count({"count", count}, 1);
+}
+
+void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+  TORCH_CHECK(!running_mean || !running_mean->requires_grad(), op, ": expected running_mean not to require grad");
+  TORCH_CHECK(!running_var || !running_var->requires_grad(), op, ": expected running_var not to require grad");
+}
+
+}  // namespace my_ops::plan

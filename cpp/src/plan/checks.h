@@ -1,0 +1,41 @@
+// Every check of every operator, with one wording: `operator: expected argument ..., got ...`. Symbolic sizes are
+// understood, so CPU, CUDA and Meta kernels call the same functions, first of all.
+//
+// RuntimeError, or ValueError where torch.nn.functional.batch_norm raises that: one value per channel, and eps.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace my_ops::plan {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                   std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked);
+
+void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                    const at::Tensor& save_mean, const at::Tensor& save_invstd);
+
+void check_stats(const at::Tensor& input);
+
+void check_gather_stats(const at::Tensor& mean, const at::Tensor& m2, const at::Tensor& count,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked);
+
+void check_apply(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                 const at::Tensor& mean, const at::Tensor& invstd);
+
+void check_backward_reduce(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean,
+                           const at::Tensor& invstd);
+
+void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                          const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
+                          const at::Tensor& sum_dy_xhat, const at::Tensor& count);
+
+/// Running statistics are state: written by the kernel, unknown to autograd.
+void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var);
+
+}  // namespace my_ops::plan

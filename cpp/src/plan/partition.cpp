@@ -1,0 +1,61 @@
+#include "plan/partition.h"
+
+#include <algorithm>
+
+namespace my_ops::plan {
+namespace {
+
+constexpr int64_t kPage = 4096;              // bytes in a row that keep the hardware prefetcher going
+constexpr int64_t kRegionElements = 65536;   // per reduction region by runs: 256 KB of float32, within any L2 cache
+constexpr int64_t kRegionBytes = 256 * 1024; // per region where only the overhead per region matters
+constexpr int64_t kMaxRowChunks = 128;       // bounds the cost of merging the chunks' statistics
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Splits `total` into the fewest parts of at most `most`, as even as multiples of `unit` allow; returns the part.
+int64_t even_part(int64_t total, int64_t most, int64_t unit) {
+  const int64_t part = divide_up(total, divide_up(total, most));
+  return std::min({total, most, divide_up(part, unit) * unit});
+}
+
+Partition row_partition(const Shape& shape, int64_t element_size) {
+  const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
+  const int64_t rows = shape.n * shape.s / inner;
+  const int64_t group = even_part(shape.c, kMaxColumns / inner, inner == 1 ? 16 : 1);
+  const int64_t enough = divide_up(kRegionBytes, group * inner * element_size);
+  const int64_t chunk_rows = std::max(enough, divide_up(rows, kMaxRowChunks));
+  return {shape.c, shape.n * shape.s, group, chunk_rows * inner};
+}
+
+/// Whole images that make up about `values` values of one channel, or a part of an image where one holds more.
+int64_t chunk_of_images(const Shape& shape, int64_t values) {
+  return shape.s >= values ? values : values / shape.s * shape.s;
+}
+
+}  // namespace
+
+Region Partition::region(int64_t group_index, int64_t chunk_index) const {
+  const int64_t c0 = group_index * group;
+  const int64_t b = chunk_index * chunk;
+  return {c0, std::min(channels, c0 + group), b, std::min(values, b + chunk)};
+}
+
+Partition reduction_partition(const Shape& shape, int64_t element_size) {
+  if (by_rows(shape)) return row_partition(shape, element_size);
+  const int64_t most = std::clamp<int64_t>(divide_up(kPage, shape.s * element_size), 1, kMaxRunGroup);
+  const int64_t group = even_part(shape.c, most, 1);
+  // Several channels share a region only if their runs are short, and then chunks are whole images.
+  const int64_t values = group == 1 ? kRegionElements : std::max(shape.s, kRegionElements / group);
+  return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, values)};
+}
+
+Partition elementwise_partition(const Shape& shape, int64_t element_size) {
+  if (by_rows(shape)) return row_partition(shape, element_size);
+  const int64_t run_bytes = shape.s * element_size;
+  const int64_t group = std::min(shape.c, divide_up(kRegionBytes, run_bytes));
+  const int64_t images = std::max<int64_t>(1, kRegionBytes / (group * run_bytes));
+  const int64_t values = group == 1 ? kRegionElements : images * shape.s;
+  return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, values)};
+}
+
+}  // namespace my_ops::plan

@@ -1,0 +1,39 @@
+// Every operator of the library, in one place. Kernels are registered per dispatch key in the folder of that key:
+// autograd/, meta/, cpu/, cuda/.
+//
+// N batch, C channels, S product of the spatial sizes, M = N*S values per channel.
+#include <torch/library.h>
+
+#include "info.h"
+
+TORCH_LIBRARY(my_ops, m) {
+  // Whole batch normalization, one call each way. `training` chooses batch statistics (which then update the running
+  // ones) or running statistics; momentum None means the cumulative average, 1 / num_batches_tracked.
+  m.def(
+      "batchnorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "bool training, float? momentum, float eps, Tensor(c!)? num_batches_tracked=None) "
+      "-> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "batchnorm_backward(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
+      "bool training=True, bool[3] output_mask=[True, True, True]) "
+      "-> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+
+  // The same in phases, with room for a collective between them: stats | gather_stats, apply and
+  // backward_reduce | backward_apply. mean, m2: [C]; count: [1]; gather_stats takes R parts: [R, C], [R, C], [R].
+  m.def("batchnorm_stats(Tensor input) -> (Tensor mean, Tensor m2, Tensor count)");
+  m.def(
+      "batchnorm_gather_stats(Tensor mean, Tensor m2, Tensor count, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "float? momentum, float eps, Tensor(c!)? num_batches_tracked=None) "
+      "-> (Tensor mean, Tensor invstd, Tensor count)");
+  m.def("batchnorm_apply(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd) -> Tensor");
+  m.def(
+      "batchnorm_backward_reduce(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd) "
+      "-> (Tensor sum_dy, Tensor sum_dy_xhat)");
+  m.def(
+      "batchnorm_backward_apply(Tensor grad_output, Tensor input, Tensor? gamma, Tensor mean, Tensor invstd, "
+      "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count) -> Tensor");
+
+  // What this library is and runs on.
+  m.def("cpu_capability() -> str", &my_ops::cpu_capability);
+  m.def("build_info() -> str", &my_ops::build_info);
+}

@@ -1,0 +1,90 @@
+// The cut of the work: regions tile the tensor exactly once, and keep the limits that the phases rely on.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "plan/partition.h"
+
+namespace {
+
+using my_ops::plan::Layout;
+using my_ops::plan::Partition;
+using my_ops::plan::Region;
+using my_ops::plan::Shape;
+namespace plan = my_ops::plan;
+
+using Cut = Partition (*)(const Shape&, int64_t);
+
+const std::vector<Shape> kShapes = {
+    {32, 64, 112 * 112, Layout::contiguous},  {32, 256, 56 * 56, Layout::contiguous},
+    {32, 512, 28 * 28, Layout::contiguous},   {32, 1024, 14 * 14, Layout::contiguous},
+    {32, 2048, 7 * 7, Layout::contiguous},    {1024, 2048, 7 * 7, Layout::contiguous},
+    {2, 3, 25, Layout::contiguous},           {1000, 3, 2, Layout::contiguous},
+    {1, 1, 1 << 22, Layout::contiguous},      {1, 1, 5, Layout::contiguous},
+    {8, 3, 1 << 18, Layout::contiguous},      {2, 5000, 31, Layout::contiguous},
+    {2, 5000, 32, Layout::contiguous},        {3, 7, 4097, Layout::contiguous},
+    {32, 64, 112 * 112, Layout::channels_last}, {32, 2048, 49, Layout::channels_last},
+    {2, 4096, 1, Layout::channels_last},      {64, 32, 1, Layout::channels_last},
+    {100000, 3, 1, Layout::channels_last},    {5, 1023, 7, Layout::channels_last},
+    {1, 100000, 2, Layout::channels_last},    {1, 1025, 3, Layout::channels_last}};
+
+class PartitionTest : public testing::TestWithParam<std::tuple<Shape, Cut, int64_t>> {
+ protected:
+  Shape shape = std::get<0>(GetParam());
+  Partition part = std::get<1>(GetParam())(shape, std::get<2>(GetParam()));
+};
+
+TEST_P(PartitionTest, TilesChannelsAndValues) {
+  ASSERT_EQ(part.channels, shape.c);
+  ASSERT_EQ(part.values, shape.n * shape.s);
+  int64_t channel = 0;
+  for (int64_t g = 0; g < part.groups(); ++g) {
+    const Region region = part.region(g, 0);
+    EXPECT_EQ(region.c0, channel);
+    EXPECT_GT(region.c1, region.c0);
+    channel = region.c1;
+  }
+  EXPECT_EQ(channel, shape.c);
+  int64_t value = 0;
+  for (int64_t k = 0; k < part.chunks(); ++k) {
+    const Region region = part.region(0, k);
+    EXPECT_EQ(region.b, value);
+    EXPECT_GT(region.e, region.b);
+    value = region.e;
+  }
+  EXPECT_EQ(value, shape.n * shape.s);
+}
+
+TEST_P(PartitionTest, KeepsTheLimitsOfThePhases) {
+  const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
+  if (plan::by_rows(shape)) {
+    EXPECT_LE(part.group * inner, plan::kMaxColumns);
+    EXPECT_EQ(part.chunk % inner, 0) << "a row was cut";
+  } else {
+    if (std::get<1>(GetParam()) == Cut{plan::reduction_partition}) {
+      EXPECT_LE(part.group, plan::kMaxRunGroup);
+    }
+    EXPECT_TRUE(part.group == 1 || part.chunk % shape.s == 0) << "an image was cut";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, PartitionTest,
+                         testing::Combine(testing::ValuesIn(kShapes),
+                                          testing::Values(Cut{plan::reduction_partition},
+                                                          Cut{plan::elementwise_partition}),
+                                          testing::Values(int64_t{2}, int64_t{4}, int64_t{8})));
+
+// A few huge channels must still occupy many cores, without the result depending on how many there are.
+TEST(ReductionPartition, CutsHugeChannelsIntoChunks) {
+  EXPECT_GE(plan::reduction_partition({1, 1, 1 << 22, Layout::contiguous}, 4).chunks(), 64);
+  EXPECT_GE(plan::reduction_partition({8, 3, 1 << 18, Layout::contiguous}, 4).chunks(), 32);
+  EXPECT_GE(plan::reduction_partition({1 << 20, 3, 1, Layout::channels_last}, 4).chunks(), 32);
+}
+
+TEST(ReductionPartition, BoundsTheNumberOfRowChunks) {
+  EXPECT_LE(plan::reduction_partition({1 << 24, 8, 1, Layout::channels_last}, 4).chunks(), 128);
+}
+
+}  // namespace
