@@ -39,7 +39,7 @@ class ForwardNode : public SavingNode<4> {
           ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, training, {wants(0), wants(1), wants(2)});
       out[0] = dx;
       out[1] = dgamma;
-      if (dbeta.defined()) out[2] = dbeta.to(beta_dtype);
+      out[2] = in_dtype(dbeta, beta_dtype);
     }
     if (grads.size() > 1 && wants(0)) {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
@@ -58,7 +58,7 @@ class ForwardNode : public SavingNode<4> {
       const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
       gradient = sum_of(gradient, centered * per_channel(slope, input));
     }
-    return gradient.defined() ? gradient.to(input.scalar_type()) : gradient;
+    return in_dtype(gradient, input.scalar_type());
   }
 };
 

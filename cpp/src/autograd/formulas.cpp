@@ -29,7 +29,7 @@ c10::SymInt values_per_channel(const Tensor& tensor) {
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (d != 1) values = values * tensor.sym_size(d);
   }
-  return values;
+  return values == 0 ? c10::SymInt(1) : values;
 }
 
 Normalized::Normalized(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& gamma, const Tensor& mean,

@@ -17,7 +17,7 @@ at::Tensor per_channel(const at::Tensor& vector, const at::Tensor& like);
 /// Sum over all dimensions but the channels: [C].
 at::Tensor channel_sum(const at::Tensor& tensor);
 
-/// M, the values per channel.
+/// M, the values per channel, to divide by: 1 if there are none, whose sums are 0.
 c10::SymInt values_per_channel(const at::Tensor& tensor);
 
 /// The tensors of one channel-wise problem, in the accumulation dtype; gamma may be undefined (1).

@@ -40,6 +40,10 @@ PointerTo<N> make_node(const Inputs&... inputs) {
   return node;
 }
 
+inline Tensor in_dtype(const Tensor& gradient, at::ScalarType dtype) {
+  return gradient.defined() && gradient.scalar_type() != dtype ? gradient.to(dtype) : gradient;
+}
+
 /// A node with kSaved saved tensors, each possibly absent.
 template <size_t kSaved>
 class SavingNode : public torch::autograd::Node {
@@ -66,7 +70,7 @@ class SavingNode : public torch::autograd::Node {
 
   /// Only gradients that somebody waits for, each in the dtype of the input it belongs to.
   Tensor if_wanted(size_t input, const Tensor& gradient, at::ScalarType dtype) {
-    return wants(input) && gradient.defined() ? gradient.to(dtype) : Tensor();
+    return wants(input) ? in_dtype(gradient, dtype) : Tensor();
   }
 
  private:

@@ -1,5 +1,4 @@
 // Derivatives of the phase operators.
-#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "autograd/formulas.h"
@@ -23,7 +22,8 @@ class StatsNode : public SavingNode<2> {
     Tensor gradient = input.to(mean.scalar_type()).mul(0);
     if (grads[0].defined()) gradient = gradient + per_channel(grads[0] / c10::Scalar(values_per_channel(input)), input);
     if (grads[1].defined()) {
-      gradient = gradient + (input.to(mean.scalar_type()) - per_channel(mean, input)) * per_channel(2 * grads[1], input);
+      gradient =
+          gradient + (input.to(mean.scalar_type()) - per_channel(mean, input)) * per_channel(2 * grads[1], input);
     }
     return {if_wanted(0, gradient, input.scalar_type())};
   }
@@ -41,8 +41,9 @@ class GatherStatsNode : public SavingNode<4> {
     const Tensor means = saved(kMeans);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
-    const Tensor count = saved(kCount).to(means.scalar_type());
-    const Tensor share = (count / count.sum()).unsqueeze(1);  // m_k/M: [R, 1]
+    const Tensor count = saved(kCount).to(means.scalar_type()).unsqueeze(1);
+    const Tensor total = count.sum().clamp_min(1);
+    const Tensor share = count / total;  // m_k/M: [R, 1]
     Tensor grad_means;
     Tensor grad_m2s;
     if (grads[0].defined()) grad_means = share * grads[0];
@@ -50,7 +51,7 @@ class GatherStatsNode : public SavingNode<4> {
       const Tensor slope = -grads[1] * invstd * invstd * invstd;
       const Tensor through_means = share * (means - mean) * slope;
       grad_means = grad_means.defined() ? grad_means + through_means : through_means;
-      grad_m2s = (slope / (2 * count.sum())).expand_symint(means.sym_sizes());
+      grad_m2s = count.sign() * slope / (2 * total);  // M2 of an empty part is not read
     }
     return {if_wanted(0, grad_means, means.scalar_type()), if_wanted(1, grad_m2s, means.scalar_type())};
   }
@@ -75,7 +76,7 @@ class ApplyNode : public SavingNode<4> {
                                                        {wants(0), wants(1), wants(2)});
     out[0] = dx;
     out[1] = dgamma;
-    if (dbeta.defined()) out[2] = dbeta.to(beta_dtype);
+    out[2] = in_dtype(dbeta, beta_dtype);
     if (wants(3) || wants(4)) {
       const Normalized in(grads[0], input, gamma, mean, invstd);
       out[3] = if_wanted(3, -in.scale() * channel_sum(in.dy), mean.scalar_type());

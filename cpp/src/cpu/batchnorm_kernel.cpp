@@ -1,11 +1,10 @@
 // Whole batch normalization on the CPU. Bytes moved, with x of B bytes: training forward reads x twice (the second time
 // from the cache where a group of channels fits) and writes y; inference reads and writes once; backward reads dy and x
 // twice and writes dx.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
@@ -24,43 +23,35 @@ using plan::Shape;
 
 /// Statistics, coefficients and output in two passes over x.
 template <class T, class A = Accumulator<T>>
-void forward_training(const Tensor& input, const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd,
-                      ForwardScratch<A>& scratch, RunningStatistics<A>& running, double eps) {
+void forward_training(const Tensor& input, const Tensor& output, const ForwardScratch<A>& scratch,
+                      const ForwardChannels<A>& channels) {
   const Shape shape = plan::shape_of(input);
   const Partition part = plan::reduction_partition(shape, sizeof(T));
   const Kernels<T>& kernels = kernels_of<T>();
   const T* x = read<T>(input);
   T* y = write<T>(output);
-  A* mean = write<A>(save_mean);
-  A* invstd = write<A>(save_invstd);
+  const bool stream = streams(output);
   Partials partials(part);
   reduce_and_map(
       part,
       [&](const Region& region, int64_t k) { kernels.stats(x, shape, region, partials.first(k), partials.second(k)); },
       [&](int64_t c0, int64_t c1) {
         partials.merge_moments(c0, c1);
-        for (int64_t c = c0; c < c1; ++c) {
-          const math::Moments<double> batch{partials.first(0)[c], partials.second(0)[c], part.values};
-          const double r = math::inverse_std(math::variance(batch), eps);
-          mean[c] = static_cast<A>(batch.mean);
-          invstd[c] = static_cast<A>(r);
-          running.update(c, batch);
-          scratch.set(c, batch.mean, r);
-        }
+        kernels.finish_forward(channels, c0, c1, partials.first(0), partials.second(0), part.values);
       },
-      [&](const Region& region) { kernels.apply(x, y, shape, region, scratch.coefficients()); });
-  running.finish();
+      [&](const Region& region) { kernels.apply(x, y, shape, region, scratch.coefficients(), stream); });
 }
 
-/// Output from given statistics in one pass over x.
+/// Output from given coefficients in one pass over x.
 template <class T, class A = Accumulator<T>>
-void forward_eval(const Tensor& input, const Tensor& output, ForwardScratch<A>& scratch) {
+void forward_eval(const Tensor& input, const Tensor& output, const ForwardScratch<A>& scratch) {
   if (input.numel() == 0) return;
   const Shape shape = plan::shape_of(input);
   const T* x = read<T>(input);
   T* y = write<T>(output);
+  const bool stream = streams(output);
   for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
-    kernels_of<T>().apply(x, y, shape, region, scratch.coefficients());
+    kernels_of<T>().apply(x, y, shape, region, scratch.coefficients(), stream);
   });
 }
 
@@ -72,27 +63,24 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
   const Tensor x = plan::dense(input);
   const int64_t channels = x.size(1);
-  Tensor output = at::empty_like(x);
+  Tensor output = empty_image(x);
   Tensor save_mean = empty_statistic(x);
   Tensor save_invstd = empty_statistic(x);
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulator<T>;
-    ForwardScratch<A> scratch(channels, gamma, beta);
+    ForwardScratch<A> scratch(channels, gamma, beta, save_mean, save_invstd, eps);
     if (training && x.numel() > 0) {
       RunningStatistics<A> running(running_mean, running_var, momentum, num_batches_tracked);
-      forward_training<T>(x, output, save_mean, save_invstd, scratch, running, eps);
+      running.join(scratch.channels());
+      forward_training<T>(x, output, scratch, scratch.channels());
+      running.finish();
       return;
     }
     // Given statistics; those of no values are mean 0 and variance 0.
-    const ChannelVector<A> mean(training ? std::nullopt : running_mean);
-    const ChannelVector<A> var(training ? std::nullopt : running_var);
-    for (int64_t c = 0; c < channels; ++c) {
-      const double r = math::inverse_std<double>(var.value_or(c, A(0)), eps);
-      write<A>(save_mean)[c] = mean.value_or(c, A(0));
-      write<A>(save_invstd)[c] = static_cast<A>(r);
-      scratch.set(c, mean.value_or(c, A(0)), r);
-    }
+    const ChannelVector<A> mean(training ? std::nullopt : running_mean, channels, A(0));
+    const ChannelVector<A> var(training ? std::nullopt : running_var, channels, A(0));
+    kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
     forward_eval<T>(x, output, scratch);
   });
   return {output, save_mean, save_invstd};
@@ -110,29 +98,27 @@ template <class T, class A = Accumulator<T>>
 void backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma, const Tensor& save_mean,
               const Tensor& save_invstd, bool training, const Gradients& wanted) {
   const Shape shape = plan::shape_of(input);
-  const Partition part = plan::reduction_partition(shape, sizeof(T));
+  const Partition part = plan::reduction_partition(shape, 2 * sizeof(T));
   const Kernels<T>& kernels = kernels_of<T>();
   const T* dy = read<T>(grad_output);
   const T* x = read<T>(input);
   T* dx = wanted.input.defined() ? write<T>(wanted.input) : nullptr;
+  const bool stream = dx && streams(wanted.input);
   A* dgamma = wanted.gamma.defined() ? write<A>(wanted.gamma) : nullptr;
   A* dbeta = wanted.beta.defined() ? write<A>(wanted.beta) : nullptr;
-  const ChannelVector<A> mean(save_mean);
-  const ChannelVector<A> invstd(save_invstd);
-  BackwardScratch<A> scratch(part.channels, gamma, mean, invstd);
+  BackwardScratch<A> scratch(part.channels, gamma, save_mean, save_invstd);
   Partials partials(part);
 
   const auto reduce_region = [&](const Region& region, int64_t k) {
-    kernels.backward_reduce(dy, x, shape, region, mean.data(), invstd.data(), partials.first(k), partials.second(k));
+    kernels.backward_reduce(dy, x, shape, region, scratch.mean(), scratch.invstd(), partials.first(k),
+                            partials.second(k));
   };
   const auto finish = [&](int64_t c0, int64_t c1) {
     partials.add_up(c0, c1);
-    for (int64_t c = c0; c < c1; ++c) {
-      const double sum_dy = partials.first(0)[c];
-      const double sum_dy_xhat = partials.second(0)[c];
-      if (dgamma) dgamma[c] = static_cast<A>(sum_dy_xhat);
-      if (dbeta) dbeta[c] = static_cast<A>(sum_dy);
-      if (training) scratch.set_training(c, sum_dy, sum_dy_xhat, part.values);
+    if (dbeta) std::copy(partials.first(0) + c0, partials.first(0) + c1, dbeta + c0);
+    if (dgamma) std::copy(partials.second(0) + c0, partials.second(0) + c1, dgamma + c0);
+    if (training && dx) {
+      kernels.finish_backward(scratch.channels(), c0, c1, partials.first(0), partials.second(0), part.values);
     }
   };
   if (!dx) {
@@ -141,12 +127,12 @@ void backward(const Tensor& grad_output, const Tensor& input, const OptionalTens
   }
   if (training) {
     reduce_and_map(part, reduce_region, finish, [&](const Region& region) {
-      kernels.backward_apply(dy, x, dx, shape, region, scratch.training());
+      kernels.backward_apply(dy, x, dx, shape, region, scratch.training(), stream);
     });
     return;
   }
-  for (int64_t c = 0; c < part.channels; ++c) scratch.set_eval(c);
-  const auto map = [&](const Region& region) { kernels.backward_apply(dy, x, dx, shape, region, scratch.eval()); };
+  const BackwardCoefficients<A> eval = scratch.eval(part.channels);
+  const auto map = [&](const Region& region) { kernels.backward_apply(dy, x, dx, shape, region, eval, stream); };
   if (!dgamma && !dbeta) {
     for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards,
                 [&](const Region& region, int64_t) { map(region); });
@@ -172,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
     if (!wanted) return Tensor();
     return empty ? at::zeros({x.size(1)}, save_mean.options()) : empty_statistic(x);
   };
-  const Gradients wanted{output_mask[0] ? at::empty_like(x) : Tensor(), statistic(output_mask[1]),
+  const Gradients wanted{output_mask[0] ? empty_image(x) : Tensor(), statistic(output_mask[1]),
                          statistic(output_mask[2])};
   if (!empty && (output_mask[0] || output_mask[1] || output_mask[2])) {
     const Tensor dy = plan::dense_like(grad_output, x);

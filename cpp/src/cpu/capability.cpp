@@ -38,18 +38,24 @@ Capability capability() {
 
 const char* name(Capability capability) {
   switch (capability) {
-    case Capability::avx512: return "avx512";
-    case Capability::avx2: return "avx2";
-    default: return "default";
+    case Capability::avx512:
+      return "avx512";
+    case Capability::avx2:
+      return "avx2";
+    default:
+      return "default";
   }
 }
 
 const KernelTable& kernel_table() {
 #if defined(__x86_64__)
   switch (capability()) {
-    case Capability::avx512: return kernels_avx512();
-    case Capability::avx2: return kernels_avx2();
-    default: break;
+    case Capability::avx512:
+      return kernels_avx512();
+    case Capability::avx2:
+      return kernels_avx2();
+    default:
+      break;
   }
 #endif
   return kernels_default();

@@ -7,8 +7,8 @@ namespace my_ops::cpu {
 
 enum class Capability { base, avx2, avx512 };
 
-/// The best that this machine has, or what the environment variable MY_OPS_CPU_CAPABILITY (default, avx2, avx512) allows
-/// if that is less. Decided at the first call.
+/// The best that this machine has, or what the environment variable MY_OPS_CPU_CAPABILITY (default, avx2, avx512)
+/// allows if that is less. Decided at the first call.
 Capability capability();
 
 /// "default", "avx2" or "avx512".

@@ -1,13 +1,16 @@
 // From tensors to typed memory: element types, per-channel vectors, scratch.
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/full.h>
 #include <c10/util/Exception.h>
 
 #include <memory>
 #include <optional>
 
 #include "cpu/capability.h"
+#include "plan/problem.h"
 
 namespace my_ops::cpu {
 
@@ -15,20 +18,29 @@ namespace my_ops::cpu {
 template <class F>
 decltype(auto) visit_element(at::ScalarType dtype, F&& f) {
   switch (dtype) {
-    case at::kDouble: return f(double{});
-    case at::kFloat: return f(float{});
-    case at::kBFloat16: return f(bfloat16{});
-    default: TORCH_INTERNAL_ASSERT(dtype == at::kHalf); return f(float16{});
+    case at::kDouble:
+      return f(double{});
+    case at::kFloat:
+      return f(float{});
+    case at::kBFloat16:
+      return f(bfloat16{});
+    default:
+      TORCH_INTERNAL_ASSERT(dtype == at::kHalf);
+      return f(float16{});
   }
 }
 
 template <class T>
 const Kernels<T>& kernels_of() {
   const KernelTable& table = kernel_table();
-  if constexpr (std::is_same_v<T, double>) return table.of_double;
-  else if constexpr (std::is_same_v<T, float>) return table.of_float;
-  else if constexpr (std::is_same_v<T, bfloat16>) return table.of_bfloat16;
-  else return table.of_float16;
+  if constexpr (std::is_same_v<T, double>)
+    return table.of_double;
+  else if constexpr (std::is_same_v<T, float>)
+    return table.of_float;
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return table.of_bfloat16;
+  else
+    return table.of_float16;
 }
 
 template <class T>
@@ -46,49 +58,66 @@ constexpr at::ScalarType dtype_of() {
   return std::is_same_v<A, double> ? at::kDouble : at::kFloat;
 }
 
+template <class A>
+bool fits(const at::Tensor& tensor) {
+  return tensor.scalar_type() == dtype_of<A>() && tensor.is_contiguous();
+}
+
 /// A vector [C] to read in the accumulation type: the tensor's own memory if it fits, else a converted copy.
 template <class A>
 class ChannelVector {
  public:
-  explicit ChannelVector(const std::optional<at::Tensor>& tensor) {
-    if (!tensor) return;
-    tensor_ = tensor->scalar_type() == dtype_of<A>() && tensor->is_contiguous() ? *tensor
-                                                                              : tensor->to(dtype_of<A>()).contiguous();
-    data_ = read<A>(tensor_);
-  }
-  explicit operator bool() const { return data_ != nullptr; }
-  A operator[](int64_t c) const { return data_[c]; }
-  A value_or(int64_t c, A absent) const { return data_ ? data_[c] : absent; }
-  const A* data() const { return data_; }
+  explicit ChannelVector(const at::Tensor& tensor)
+      : tensor_(fits<A>(tensor) ? tensor : tensor.to(dtype_of<A>()).contiguous()) {}
+
+  /// All `absent` if there is no tensor.
+  ChannelVector(const std::optional<at::Tensor>& tensor, int64_t channels, A absent)
+      : ChannelVector(tensor ? *tensor : at::full({channels}, absent, dtype_of<A>())) {}
+
+  const A* data() const { return read<A>(tensor_); }
 
  private:
   at::Tensor tensor_;
-  const A* data_ = nullptr;
 };
 
-/// A vector [C] to write in the accumulation type; write_back() puts it into the tensor if that has another type.
+/// A vector [C] to write in the accumulation type, or none; write_back() rounds it into the tensor if that has another
+/// type.
 template <class A>
 class WritableChannelVector {
  public:
   explicit WritableChannelVector(const std::optional<at::Tensor>& tensor) {
     if (!tensor) return;
     target_ = *tensor;
-    own_ = tensor->scalar_type() == dtype_of<A>() && tensor->is_contiguous();
-    staged_ = own_ ? target_ : target_.to(dtype_of<A>(), /*non_blocking=*/false, /*copy=*/true).contiguous();
-    data_ = write<A>(staged_);
+    staged_ =
+        fits<A>(target_) ? target_ : target_.to(dtype_of<A>(), /*non_blocking=*/false, /*copy=*/true).contiguous();
   }
-  explicit operator bool() const { return data_ != nullptr; }
-  A& operator[](int64_t c) { return data_[c]; }
+
+  A* data() const { return staged_.defined() ? write<A>(staged_) : nullptr; }
+
   void write_back() {
-    if (data_ && !own_) target_.copy_(staged_);
+    if (staged_.defined() && !staged_.is_same(target_)) target_.copy_(staged_);
   }
 
  private:
   at::Tensor target_;
   at::Tensor staged_;
-  bool own_ = true;
-  A* data_ = nullptr;
 };
+
+// Results are made directly: a trip through the dispatcher for each costs more than a tiny normalization.
+
+/// Uninitialised, with the sizes, strides and dtype of a dense tensor.
+inline at::Tensor empty_image(const at::Tensor& like) {
+  return at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type());
+}
+
+/// Uninitialised, [C], of the accumulation dtype of `input`.
+inline at::Tensor empty_statistic(const at::Tensor& input) {
+  return at::detail::empty_cpu({input.size(1)}, plan::accumulation_dtype(input.scalar_type()));
+}
+
+/// Whether an output is so large that it is written past the cache: a quarter of the last level, so that a smaller one
+/// is still there for its reader, together with what else a step reads and writes.
+bool streams(const at::Tensor& output);
 
 /// Uninitialised memory for the length of a call.
 template <class A>

@@ -1,5 +1,5 @@
-// The phases of batch normalization on a region of memory, as the drivers see them. Their code is in simd/, compiled once
-// per instruction set; this header is all that both sides share, and it names no torch type.
+// The phases of batch normalization on a region of memory, as the drivers see them. Their code is in simd/, compiled
+// once per instruction set; this header is all that both sides share, and it names no torch type.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,34 @@ struct BackwardCoefficients {
   const A* shift;
 };
 
-/// One function per phase. x, dy, y, dx: the whole tensor, all of one Shape; only the region is touched. Per-channel arrays
-/// are indexed by channel, also when the region starts at a later one.
+/// The per-channel work of a forward pass; [C] each.
+template <class A>
+struct ForwardChannels {
+  const A* gamma;
+  const A* beta;
+  A* mean;  // out: save_mean and save_invstd
+  A* invstd;
+  A* center;  // out: the coefficients of apply
+  A* scale;
+  A* shift;
+  A* running_mean;  // in and out in training, or null
+  A* running_var;
+  double momentum;
+  double eps;
+};
+
+/// The per-channel work of a backward pass; [C] each.
+template <class A>
+struct BackwardChannels {
+  const A* gamma;
+  const A* invstd;
+  A* dy_scale;  // out: the coefficients of backward_apply
+  A* x_scale;
+  A* shift;
+};
+
+/// One function per phase. x, dy, y, dx: the whole tensor, all of one Shape; only the region is touched. Per-channel
+/// arrays are indexed by channel, also when the region starts at a later one.
 template <class T>
 struct Kernels {
   using A = Accumulator<T>;
@@ -54,12 +80,23 @@ struct Kernels {
 
   /// mean[c] and m2[c] of the region's values. Reads x once; once more for a channel whose single pass was inaccurate.
   void (*stats)(const T* x, const Shape&, const Region&, double* mean, double* m2);
-  void (*apply)(const T* x, T* y, const Shape&, const Region&, const ForwardCoefficients<A>&);
+  /// From mean and M2 of `count` values each: everything in ForwardChannels, for the channels c0..c1-1.
+  void (*finish_forward)(const ForwardChannels<A>&, int64_t c0, int64_t c1, const double* mean, const double* m2,
+                         int64_t count);
+  /// The same from given statistics; running ones are left alone.
+  void (*finish_given)(const ForwardChannels<A>&, int64_t c0, int64_t c1, const A* mean, const A* var);
+  /// `stream`: y is too large to stay in the cache, and is written past it.
+  void (*apply)(const T* x, T* y, const Shape&, const Region&, const ForwardCoefficients<A>&, bool stream);
+
   /// sum_dy[c] = sum of dy; sum_dy_xhat[c] = sum of dy * ((x - mean) * invstd).
   void (*backward_reduce)(const T* dy, const T* x, const Shape&, const Region&, const A* mean, const A* invstd,
                           double* sum_dy, double* sum_dy_xhat);
+  /// From the sums over `count` values to the coefficients, for the channels c0..c1-1.
+  void (*finish_backward)(const BackwardChannels<A>&, int64_t c0, int64_t c1, const double* sum_dy,
+                          const double* sum_dy_xhat, int64_t count);
   /// x is not read when there is no x_scale.
-  void (*backward_apply)(const T* dy, const T* x, T* dx, const Shape&, const Region&, const BackwardCoefficients<A>&);
+  void (*backward_apply)(const T* dy, const T* x, T* dx, const Shape&, const Region&, const BackwardCoefficients<A>&,
+                         bool stream);
 };
 
 struct KernelTable {

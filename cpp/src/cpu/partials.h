@@ -19,7 +19,8 @@ class Partials {
     for (int64_t chunk = 1, count = values(0); chunk < part_.chunks(); count += values(chunk), ++chunk) {
       const int64_t more = values(chunk);
       for (int64_t c = c0; c < c1; ++c) {
-        const auto joined = math::merge<double>({first(0)[c], second(0)[c], count}, {first(chunk)[c], second(chunk)[c], more});
+        const auto joined =
+            math::merge<double>({first(0)[c], second(0)[c], count}, {first(chunk)[c], second(chunk)[c], more});
         first(0)[c] = joined.mean;
         second(0)[c] = joined.m2;
       }

@@ -1,9 +1,9 @@
 // The phase operators on the CPU: the passes of batchnorm_kernel.cpp one by one, for callers who put a collective or a
 // recomputation between them.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
@@ -21,15 +21,18 @@ using plan::Shape;
 
 Tensor count_of(int64_t values, const Tensor& like) { return at::full({1}, values, like.options().dtype(at::kLong)); }
 
-int64_t values_per_channel(const Tensor& input) { return input.size(1) == 0 ? 0 : input.numel() / input.size(1); }
+int64_t values_per_channel(const Tensor& input) {
+  int64_t values = input.size(0);
+  for (int64_t d = 2; d < input.dim(); ++d) values *= input.size(d);
+  return values;
+}
 
 /// Runs `reduce_region` over all regions and hands the two merged doubles of each channel to `take`.
 template <class Reduce, class Merge, class Take>
 void reduce_channels(const Partition& part, Reduce reduce_region, Merge merge, Take take) {
   Partials partials(part);
   reduce(
-      part,
-      [&](const Region& region, int64_t k) { reduce_region(region, partials.first(k), partials.second(k)); },
+      part, [&](const Region& region, int64_t k) { reduce_region(region, partials.first(k), partials.second(k)); },
       [&](int64_t c0, int64_t c1) {
         (partials.*merge)(c0, c1);
         for (int64_t c = c0; c < c1; ++c) take(c, partials.first(0)[c], partials.second(0)[c]);
@@ -41,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
   const Tensor x = plan::dense(input);
   Tensor mean = empty_statistic(x);
   Tensor m2 = empty_statistic(x);
-  if (x.numel() == 0) return {mean.zero_(), m2.zero_(), count_of(0, x)};
+  if (x.numel() == 0) return {mean.zero_(), m2.zero_(), count_of(values_per_channel(x), x)};
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulator<T>;
@@ -62,24 +65,18 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
   return {mean, m2, count_of(values_per_channel(x), x)};
 }
 
+/// (mean, M2) of the channels of R parts, joined in the order of the parts.
 template <class A>
-void gather_stats(const Tensor& mean_parts, const Tensor& m2_parts, const Tensor& counts, const Tensor& mean,
-                  const Tensor& invstd, RunningStatistics<A>& running, double eps, bool updates) {
-  const int64_t parts = mean_parts.size(0);
-  const int64_t channels = mean_parts.size(1);
-  const A* means = read<A>(mean_parts);
-  const A* m2s = read<A>(m2_parts);
-  const int64_t* count = read<int64_t>(counts);
+void merge_parts(const A* means, const A* m2s, const int64_t* counts, int64_t parts, int64_t channels, double* mean,
+                 double* m2) {
   for (int64_t c = 0; c < channels; ++c) {
     math::Moments<double> total{0, 0, 0};
     for (int64_t part = 0; part < parts; ++part) {
-      total = math::merge<double>(total, {means[part * channels + c], m2s[part * channels + c], count[part]});
+      total = math::merge<double>(total, {means[part * channels + c], m2s[part * channels + c], counts[part]});
     }
-    write<A>(mean)[c] = static_cast<A>(total.mean);
-    write<A>(invstd)[c] = static_cast<A>(math::inverse_std(math::variance(total), eps));
-    if (updates) running.update(c, total);
+    mean[c] = total.mean;
+    m2[c] = total.m2;
   }
-  if (updates) running.finish();
 }
 
 std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, const Tensor& m2, const Tensor& count,
@@ -95,15 +92,25 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
     TORCH_CHECK(values >= 0, "batchnorm_gather_stats: expected count of 0 or more in each part, got ", values);
     total += values;
   }
-  const bool updates = total > 0 && (running_mean || running_var || num_batches_tracked);
   TORCH_CHECK_VALUE(total != 1,
                     "batchnorm_gather_stats: expected more than 1 value per channel when training, got 1 in all parts");
-  Tensor out_mean = empty_statistic(mean);
-  Tensor out_invstd = empty_statistic(mean);
+  const Tensor means = mean.contiguous();
+  const Tensor m2s = m2.contiguous();
+  const int64_t channels = means.size(1);
+  Tensor out_mean = empty_statistic(means);
+  Tensor out_invstd = empty_statistic(means);
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
+    Scratch<double> merged(2 * channels);
+    merge_parts(read<A>(means), read<A>(m2s), read<int64_t>(counts), means.size(0), channels, merged,
+                merged + channels);
+    ForwardScratch<A> scratch(channels, std::nullopt, std::nullopt, out_mean, out_invstd, eps);
+    const bool updates = total > 0;
     RunningStatistics<A> running(running_mean, running_var, momentum, num_batches_tracked);
-    gather_stats<A>(mean.contiguous(), m2.contiguous(), counts, out_mean, out_invstd, running, eps, updates);
+    if (updates) running.join(scratch.channels());
+    kernels_of<A>().finish_forward(scratch.channels(), 0, channels, merged, merged + channels,
+                                   std::max(total, int64_t{1}));
+    if (updates) running.finish();
   };
   mean.scalar_type() == at::kDouble ? run(double{}) : run(float{});
   return {out_mean, out_invstd, count_of(total, mean)};
@@ -113,7 +120,7 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
                        const Tensor& invstd) {
   plan::check_apply(input, gamma, beta, mean, invstd);
   const Tensor x = plan::dense(input);
-  Tensor output = at::empty_like(x);
+  Tensor output = empty_image(x);
   if (x.numel() == 0) return output;
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -121,12 +128,16 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
     const Shape shape = plan::shape_of(x);
     const ChannelVector<A> means(mean);
     const ChannelVector<A> invstds(invstd);
-    ForwardScratch<A> scratch(shape.c, gamma, beta);
-    for (int64_t c = 0; c < shape.c; ++c) scratch.set(c, means[c], invstds[c]);
+    const ChannelVector<A> gammas(gamma, shape.c, A(1));
+    const ChannelVector<A> betas(beta, shape.c, A(0));
+    Scratch<A> scales(shape.c);
+    for (int64_t c = 0; c < shape.c; ++c) scales[c] = gammas.data()[c] * invstds.data()[c];
+    const ForwardCoefficients<A> coefficients{means.data(), scales, betas.data()};
     const T* in = read<T>(x);
     T* out = write<T>(output);
+    const bool stream = streams(output);
     for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
-      kernels_of<T>().apply(in, out, shape, region, scratch.coefficients());
+      kernels_of<T>().apply(in, out, shape, region, coefficients, stream);
     });
   });
   return output;
@@ -168,7 +179,7 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
                                 const Tensor& sum_dy_xhat, const Tensor& count) {
   plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
   const Tensor x = plan::dense(input);
-  Tensor grad_input = at::empty_like(x);
+  Tensor grad_input = empty_image(x);
   if (x.numel() == 0) return grad_input;
   const int64_t values = *read<int64_t>(count);
   TORCH_CHECK(values > 0, "batchnorm_backward_apply: expected count of 1 or more, got ", values);
@@ -177,17 +188,17 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
     using T = decltype(element);
     using A = Accumulator<T>;
     const Shape shape = plan::shape_of(x);
-    const ChannelVector<A> means(mean);
-    const ChannelVector<A> invstds(invstd);
-    const ChannelVector<A> sums(sum_dy);
-    const ChannelVector<A> sums_xhat(sum_dy_xhat);
-    BackwardScratch<A> scratch(shape.c, gamma, means, invstds);
-    for (int64_t c = 0; c < shape.c; ++c) scratch.set_training(c, sums[c], sums_xhat[c], values);
+    const Tensor sums = sum_dy.to(at::kDouble).contiguous();
+    const Tensor sums_xhat = sum_dy_xhat.to(at::kDouble).contiguous();
+    const BackwardScratch<A> scratch(shape.c, gamma, mean, invstd);
+    kernels_of<T>().finish_backward(scratch.channels(), 0, shape.c, read<double>(sums), read<double>(sums_xhat),
+                                    values);
     const T* in = read<T>(x);
     const T* grad = read<T>(dy);
     T* out = write<T>(grad_input);
+    const bool stream = streams(grad_input);
     for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
-      kernels_of<T>().backward_apply(grad, in, out, shape, region, scratch.training());
+      kernels_of<T>().backward_apply(grad, in, out, shape, region, scratch.training(), stream);
     });
   });
   return grad_input;

@@ -9,7 +9,8 @@
 #if defined(__CUDACC__)
 #define MY_OPS_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define MY_OPS_HOST_DEVICE inline
+// Never a function of its own: the SIMD sources are compiled once per instruction set, and may not share code.
+#define MY_OPS_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace my_ops::math {
@@ -59,8 +60,8 @@ MY_OPS_HOST_DEVICE A update_running(A running, A batch, A momentum) {
 /// y = (x - center) * scale + shift.
 ///
 /// The mean stays out of `shift`: x * scale + (beta - mean * scale) cancels when |mean| >> std. With a mean known more
-/// precisely than the element type holds, center = round(mean) makes x - center exact for x near the mean, and the rest,
-/// mean - center, is so small that it can join the shift.
+/// precisely than the element type holds, center = round(mean) makes x - center exact for x near the mean, and the
+/// rest, mean - center, is so small that it can join the shift.
 template <class A>
 struct Affine {
   A center;
@@ -86,10 +87,12 @@ struct BackwardAffine {
 };
 
 template <class A>
-MY_OPS_HOST_DEVICE BackwardAffine<A> backward_affine(A gamma, A invstd, double sum_dy, double sum_dy_xhat, int64_t count) {
+MY_OPS_HOST_DEVICE BackwardAffine<A> backward_affine(A gamma, A invstd, double sum_dy, double sum_dy_xhat,
+                                                     int64_t count) {
   const double scale = static_cast<double>(gamma) * invstd;
   const double per_value = scale / static_cast<double>(count);
-  return {static_cast<A>(scale), static_cast<A>(-per_value * sum_dy_xhat * invstd), static_cast<A>(-per_value * sum_dy)};
+  return {static_cast<A>(scale), static_cast<A>(-per_value * sum_dy_xhat * invstd),
+          static_cast<A>(-per_value * sum_dy)};
 }
 
 }  // namespace my_ops::math

@@ -10,9 +10,9 @@
 namespace my_ops {
 namespace {
 
+using at::Tensor;
 using ops::OptionalTensor;
 using ops::OutputMask;
-using at::Tensor;
 
 Tensor image_like(const Tensor& input) { return at::empty_like(plan::dense(input)); }
 

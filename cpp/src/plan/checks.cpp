@@ -170,7 +170,8 @@ class Checker {
     const auto* a_begin = static_cast<const char*>(a.const_data_ptr());
     const auto* b_begin = static_cast<const char*>(b.const_data_ptr());
     if (b_begin >= a_begin + bytes_spanned(a) || a_begin >= b_begin + bytes_spanned(b)) return false;
-    if (a.dim() != 1 || b.dim() != 1 || a.stride(0) != b.stride(0) || a.element_size() != b.element_size()) return true;
+    const bool vectors = a.dim() == 1 && b.dim() == 1 && a.element_size() == b.element_size();
+    if (!vectors || a.stride(0) != b.stride(0) || a.stride(0) == 0) return true;
     return (b_begin - a_begin) % (a.stride(0) * static_cast<int64_t>(a.element_size())) == 0;
   }
 
@@ -204,10 +205,9 @@ void check_forward(const Tensor& input, const OptionalTensor& gamma, const Optio
                       ": expected more than 1 value per channel when training, got input of shape ", input.sym_sizes());
     check.eps_of_batch(eps);
     check.momentum(momentum, running_mean || running_var, num_batches_tracked);
-    check.own_memory({{"running_mean", &running_mean},
-                      {"running_var", &running_var},
-                      {"num_batches_tracked", &num_batches_tracked}},
-                     {{"gamma", &gamma}, {"beta", &beta}});
+    check.own_memory(
+        {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
+        {{"gamma", &gamma}, {"beta", &beta}});
   } else {
     TORCH_CHECK(running_mean, op, ": expected running_mean when training is False, got None");
     TORCH_CHECK(running_var, op, ": expected running_var when training is False, got None");

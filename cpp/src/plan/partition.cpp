@@ -1,14 +1,17 @@
 #include "plan/partition.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace my_ops::plan {
 namespace {
 
-constexpr int64_t kPage = 4096;              // bytes in a row that keep the hardware prefetcher going
-constexpr int64_t kRegionElements = 65536;   // per reduction region by runs: 256 KB of float32, within any L2 cache
-constexpr int64_t kRegionBytes = 256 * 1024; // per region where only the overhead per region matters
-constexpr int64_t kMaxRowChunks = 128;       // bounds the cost of merging the chunks' statistics
+constexpr int64_t kSpan = 16 * 1024;          // bytes in a row that keep the hardware prefetcher going
+constexpr int64_t kGroupBytes = 512 * 1024;   // of a group of channels that is to be read again from an L2 cache
+constexpr int64_t kRegionElements = 65536;    // per reduction region by runs
+constexpr int64_t kRegionBytes = 256 * 1024;  // per region where only the overhead per region matters
+constexpr int64_t kMaxRowChunks = 128;        // bounds the cost of merging the chunks' statistics
+constexpr int64_t kColumnAlignment = 16;      // columns: whole vectors of every type, so that rows can be streamed
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -18,11 +21,14 @@ int64_t even_part(int64_t total, int64_t most, int64_t unit) {
   return std::min({total, most, divide_up(part, unit) * unit});
 }
 
-Partition row_partition(const Shape& shape, int64_t element_size) {
+Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
-  const int64_t group = even_part(shape.c, kMaxColumns / inner, inner == 1 ? 16 : 1);
-  const int64_t enough = divide_up(kRegionBytes, group * inner * element_size);
+  const int64_t most = kMaxColumns / inner;
+  const int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
+  const int64_t group =
+      most >= aligned ? even_part(shape.c, most / aligned * aligned, aligned) : even_part(shape.c, most, 1);
+  const int64_t enough = divide_up(kRegionBytes, group * inner * bytes_per_value);
   const int64_t chunk_rows = std::max(enough, divide_up(rows, kMaxRowChunks));
   return {shape.c, shape.n * shape.s, group, chunk_rows * inner};
 }
@@ -40,9 +46,11 @@ Region Partition::region(int64_t group_index, int64_t chunk_index) const {
   return {c0, std::min(channels, c0 + group), b, std::min(values, b + chunk)};
 }
 
-Partition reduction_partition(const Shape& shape, int64_t element_size) {
-  if (by_rows(shape)) return row_partition(shape, element_size);
-  const int64_t most = std::clamp<int64_t>(divide_up(kPage, shape.s * element_size), 1, kMaxRunGroup);
+Partition reduction_partition(const Shape& shape, int64_t bytes_per_value) {
+  if (by_rows(shape)) return row_partition(shape, bytes_per_value);
+  const int64_t run_bytes = shape.s * bytes_per_value;
+  const int64_t in_cache = kGroupBytes / (shape.n * run_bytes);
+  const int64_t most = std::clamp<int64_t>(std::min(kSpan / run_bytes, in_cache), 1, kMaxRunGroup);
   const int64_t group = even_part(shape.c, most, 1);
   // Several channels share a region only if their runs are short, and then chunks are whole images.
   const int64_t values = group == 1 ? kRegionElements : std::max(shape.s, kRegionElements / group);

@@ -1,5 +1,6 @@
 // How the CPU cuts a batch normalization into regions. The cut depends on the shape alone, never on the number of
-// threads, and partial sums are merged in the order of their chunks: so results have the same bits for any thread count.
+// threads, and partial sums are merged in the order of their chunks: so results have the same bits for any number of
+// threads.
 #pragma once
 
 #include "plan/shape.h"
@@ -8,7 +9,7 @@ namespace my_ops::plan {
 
 /// Contiguous runs shorter than this many values are walked like rows of a channels-last tensor: one row per image, its
 /// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty.
-inline constexpr int64_t kShortRun = 32;
+inline constexpr int64_t kShortRun = 256;
 
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
 inline constexpr int64_t kMaxColumns = 1024;
@@ -16,8 +17,8 @@ inline constexpr int64_t kMaxColumns = 1024;
 /// Channels of a region that is walked by runs, at most.
 inline constexpr int64_t kMaxRunGroup = 64;
 
-/// True if regions are walked by rows (columns across channels), false if by runs (one channel after the other). Static:
-/// each instruction set keeps a copy of its own.
+/// True if regions are walked by rows (columns across channels), false if by runs (one channel after the other).
+/// Static: each instruction set keeps a copy of its own.
 static inline bool by_rows(const Shape& shape) { return shape.layout == Layout::channels_last || shape.s < kShortRun; }
 
 /// A grid of regions: groups of adjacent channels times chunks of their values.
@@ -32,8 +33,9 @@ struct Partition {
   Region region(int64_t group_index, int64_t chunk_index) const;
 };
 
-/// For passes that reduce: few channels per region, so that the second pass over a group finds its data in the cache.
-Partition reduction_partition(const Shape& shape, int64_t element_size);
+/// For passes that reduce, then map: few channels per group, so that the second pass finds the group in the cache.
+/// bytes_per_value: of all tensors that are read (x, or dy and x).
+Partition reduction_partition(const Shape& shape, int64_t bytes_per_value);
 
 /// For passes that map element by element: regions follow each other in memory.
 Partition elementwise_partition(const Shape& shape, int64_t element_size);

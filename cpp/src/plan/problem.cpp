@@ -3,12 +3,24 @@
 namespace my_ops::plan {
 namespace {
 
-/// The channels moved behind the other dimensions: contiguous exactly if the tensor is channels last.
-at::Tensor channels_behind(const at::Tensor& tensor) { return tensor.movedim(1, -1); }
-
-at::Tensor to_channels_last(const at::Tensor& tensor) {
-  return channels_behind(tensor).contiguous().movedim(-1, 1);
+/// Rows of one value per channel, one behind the other: strides C*S, 1, ..., C*D, C.
+bool is_channels_last(const at::Tensor& tensor) {
+  const auto sizes = tensor.sym_sizes();
+  const auto strides = tensor.sym_strides();
+  c10::SymInt expected = 1;
+  const auto fits = [&](int64_t d) {
+    const bool fit = sizes[d] == 1 || strides[d] == expected;
+    expected = expected * sizes[d];
+    return fit;
+  };
+  if (!fits(1)) return false;
+  for (int64_t d = tensor.dim() - 1; d > 1; --d) {
+    if (!fits(d)) return false;
+  }
+  return fits(0);
 }
+
+at::Tensor to_channels_last(const at::Tensor& tensor) { return tensor.movedim(1, -1).contiguous().movedim(-1, 1); }
 
 /// Whether neighbours in memory are neighbours along the channels.
 bool channels_innermost(const at::Tensor& tensor) {
@@ -22,14 +34,13 @@ bool channels_innermost(const at::Tensor& tensor) {
 }  // namespace
 
 at::Tensor dense(const at::Tensor& input) {
-  if (input.is_contiguous()) return input;
-  if (!channels_innermost(input)) return input.contiguous();
-  return channels_behind(input).is_contiguous() ? input : to_channels_last(input);
+  if (input.is_contiguous() || is_channels_last(input)) return input;
+  return channels_innermost(input) ? to_channels_last(input) : input.contiguous();
 }
 
 at::Tensor dense_like(const at::Tensor& tensor, const at::Tensor& like) {
   if (like.is_contiguous()) return tensor.contiguous();
-  return channels_behind(tensor).is_contiguous() ? tensor : to_channels_last(tensor);
+  return is_channels_last(tensor) ? tensor : to_channels_last(tensor);
 }
 
 Shape shape_of(const at::Tensor& dense) {

@@ -14,8 +14,8 @@ at::Tensor dense(const at::Tensor& input);
 /// `tensor` with the memory layout of `like`, which is dense; a copy only if needed. Same sizes.
 at::Tensor dense_like(const at::Tensor& tensor, const at::Tensor& like);
 
-/// The shape of a dense tensor. One value per row or one channel leave a choice of layout: S = 1 is channels last, and a
-/// single channel is one run of M values.
+/// The shape of a dense tensor. One value per row or one channel leave a choice of layout: S = 1 is channels last, and
+/// a single channel is one run of M values.
 Shape shape_of(const at::Tensor& dense);
 
 /// float64 for float64, float32 for float32, bfloat16 and float16: what statistics are kept and sums are returned in.

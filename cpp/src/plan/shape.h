@@ -1,4 +1,4 @@
-// The facts about an input that decide how it is walked. No torch here: the kernels of every device and the tests use it.
+// The facts about an input that decide how it is walked. Without torch, for the kernels of every device and the tests.
 #pragma once
 
 #include <cstdint>

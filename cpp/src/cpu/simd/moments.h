@@ -1,7 +1,7 @@
 // One-pass statistics with a pivot: with d = x - pivot, mean = pivot + sum(d)/n and M2 = sum(d^2) - sum(d)^2/n.
 //
-// The subtraction cancels only if |mean - pivot| is large against the standard deviation. The pivot is the mean of a few
-// values spread over the region, so that is rare: where it happens, the channel is read again.
+// The subtraction cancels only if |mean - pivot| is large against the standard deviation. The pivot is the mean of a
+// few values spread over the region, so that is rare: where it happens, the channel is read again.
 #pragma once
 
 #include "cpu/simd/runs.h"
@@ -18,8 +18,8 @@ struct ShiftedSums {
 
 constexpr int64_t kSamples = 8;
 
-/// The pivot of each channel of the region: the mean of samples, x0 + sum(xi - x0) / samples, which is exact for constant
-/// channels; 0 where that is not finite.
+/// The pivot of each channel of the region: the mean of samples, x0 + sum(xi - x0) / samples, which is exact for
+/// constant channels; 0 where that is not finite.
 template <class T, class A = Accumulator<T>>
 void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& region, A* pivot) {
   const int64_t channels = region.c1 - region.c0;
@@ -41,7 +41,8 @@ void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& reg
     }
   }
   for (int64_t c = 0; c < channels; ++c) {
-    const A mean = static_cast<A>(to_double(x0[c * stride])) + pivot[c] / static_cast<A>(samples);
+    const A mean =
+        rounded_to_element<T>(static_cast<A>(to_double(x0[c * stride])) + pivot[c] / static_cast<A>(samples));
     pivot[c] = mean - mean == A(0) ? mean : A(0);
   }
 }
@@ -83,14 +84,20 @@ template <class T, class A = Accumulator<T>>
 void finish_moments(const T* x, const plan::Shape& shape, const plan::Region& region, const A* pivot, ShiftedSums sums,
                     double* mean, double* m2) {
   const auto n = static_cast<double>(region.e - region.b);
-  for (int64_t c = region.c0; c < region.c1; ++c) {
-    const int64_t i = c - region.c0;
-    const double between = sums.first[i] * sums.first[i] / n;
-    const double within = sums.second[i] - between;
-    mean[c] = pivot[i] + sums.first[i] / n;
-    m2[c] = within;
-    const bool accurate = between <= 3 * within && within - within == 0;
-    if (!accurate) moments_in_double(x, shape, region, c, mean + c, m2 + c);
+  const int64_t channels = region.c1 - region.c0;
+  mean += region.c0;
+  m2 += region.c0;
+  const auto accurate = [&](int64_t i) { return sums.first[i] * sums.first[i] <= 3 * n * m2[i] && m2[i] - m2[i] == 0; };
+  int64_t inaccurate = 0;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < channels; ++i) {
+    mean[i] = pivot[i] + sums.first[i] / n;
+    m2[i] = sums.second[i] - sums.first[i] * sums.first[i] / n;
+    inaccurate += accurate(i) ? 0 : 1;
+  }
+  if (inaccurate == 0) return;
+  for (int64_t i = 0; i < channels; ++i) {
+    if (!accurate(i)) moments_in_double(x, shape, region, region.c0 + i, mean + i, m2 + i);
   }
 }
 

@@ -36,10 +36,10 @@ MY_OPS_INLINE int64_t greatest_common_divisor(int64_t a, int64_t b) {
 }
 
 /// How many rows to join: the fewest that end on a vector's end, times what makes the row long enough.
-MY_OPS_INLINE int64_t fold_factor(int64_t columns, int64_t lanes) {
+MY_OPS_INLINE int64_t fold_factor(int64_t columns, int64_t rows, int64_t lanes) {
   int64_t fold = lanes / greatest_common_divisor(columns, lanes);
-  if (fold * columns > plan::kMaxColumns) return 1;
-  while (fold * columns * 2 <= kFoldedColumns) fold *= 2;
+  if (fold * columns > plan::kMaxColumns || fold > rows) return 1;
+  while (fold * columns * 2 <= kFoldedColumns && fold * 2 <= rows) fold *= 2;
   return fold;
 }
 
@@ -51,7 +51,7 @@ MY_OPS_INLINE Rows rows_of(const Shape& shape, const Region& region, int64_t lan
   const int64_t columns = channels * inner;
   const int64_t count = (region.e - region.b) / inner;
   if (channels < shape.c) return {offset, stride, columns, count, 0, channels, inner};
-  const int64_t fold = fold_factor(columns, lanes);
+  const int64_t fold = fold_factor(columns, count, lanes);
   return {offset, columns * fold, columns * fold, count / fold, count % fold * columns, channels, inner};
 }
 
@@ -61,49 +61,51 @@ struct Columns {
   alignas(kVecBytes) A values[plan::kMaxColumns + kLanes<A>];
 
   MY_OPS_INLINE void expand(const Rows& rows, const A* per_channel) {
-    int64_t j = 0;
-    while (j < rows.columns) {
-      for (int64_t c = 0; c < rows.channels; ++c) {
-        for (int64_t i = 0; i < rows.inner; ++i) values[j++] = per_channel[c];
+    if (rows.inner == 1) {
+      for (int64_t j = 0; j < rows.columns; j += rows.channels) {
+        for (int64_t c = 0; c < rows.channels; ++c) values[j + c] = per_channel[c];
+      }
+    } else {
+      for (int64_t j = 0; j < rows.columns;) {
+        for (int64_t c = 0; c < rows.channels; ++c) {
+          for (int64_t i = 0; i < rows.inner; ++i) values[j++] = per_channel[c];
+        }
       }
     }
-    for (int i = 0; i < kLanes<A>; ++i) values[j + i] = A(0);
+    for (int i = 0; i < kLanes<A>; ++i) values[rows.columns + i] = A(0);
   }
 
   MY_OPS_INLINE Vec<A> at(int64_t j) const { return load(values + j, All{}, Vec<A>{}); }
 };
 
-/// Sums per column: in the accumulation type for up to kBlockRows rows, in double beyond.
+/// Sums per column in the accumulation type, for up to kBlockRows rows; flush() adds them to the channels' sums in
+/// double.
 template <class A>
 struct ColumnSums {
   static constexpr int64_t kBlockRows = 256;
 
-  alignas(kVecBytes) A block[plan::kMaxColumns + kLanes<A>];
-  double total[plan::kMaxColumns];
+  alignas(kVecBytes) A values[plan::kMaxColumns + kLanes<A>];
+  double* sums;  // [channels]
 
-  MY_OPS_INLINE void clear(const Rows& rows) {
-    for (int64_t j = 0; j < rows.columns + kLanes<A>; ++j) block[j] = A(0);
-    for (int64_t j = 0; j < rows.columns; ++j) total[j] = 0;
+  MY_OPS_INLINE ColumnSums(const Rows& rows, double* sums) : sums(sums) {
+    for (int64_t j = 0; j < rows.columns + kLanes<A>; ++j) values[j] = A(0);
+    for (int64_t c = 0; c < rows.channels; ++c) sums[c] = 0;
   }
 
-  MY_OPS_INLINE void add(int64_t j, Vec<A> v) { store(block + j, All{}, load(block + j, All{}, v) + v); }
+  MY_OPS_INLINE void add(int64_t j, Vec<A> v) { store(values + j, All{}, load(values + j, All{}, v) + v); }
 
   MY_OPS_INLINE void flush(const Rows& rows) {
-    for (int64_t j = 0; j < rows.columns; ++j) {
-      total[j] += block[j];
-      block[j] = A(0);
-    }
-  }
-
-  /// sums[c] = the sum over the channel's columns.
-  MY_OPS_INLINE void reduce(const Rows& rows, double* sums) {
-    for (int64_t c = 0; c < rows.channels; ++c) sums[c] = 0;
-    int64_t j = 0;
-    while (j < rows.columns) {
-      for (int64_t c = 0; c < rows.channels; ++c) {
-        for (int64_t i = 0; i < rows.inner; ++i) sums[c] += total[j++];
+    const int64_t period = rows.channels * rows.inner;
+    for (int64_t j = 0; j < rows.columns; j += period) {
+      if (rows.inner == 1) {
+        for (int64_t c = 0; c < rows.channels; ++c) sums[c] += values[j + c];
+      } else {
+        for (int64_t c = 0; c < rows.channels; ++c) {
+          for (int64_t i = 0; i < rows.inner; ++i) sums[c] += values[j + c * rows.inner + i];
+        }
       }
     }
+    for (int64_t j = 0; j < rows.columns; ++j) values[j] = A(0);
   }
 };
 
@@ -115,7 +117,7 @@ struct RowCount {
 /// body(element of the first row, RowCount, columns): four rows at a time, so that what belongs to a column is loaded
 /// once for all four; after every kBlockRows rows, and at the end, flush().
 template <class Body, class Flush>
-MY_OPS_INLINE void for_rows(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
+MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
   int64_t row = 0;
   while (row < rows.count) {
     const int64_t end = rows.count - row < block_rows ? rows.count : row + block_rows;
@@ -127,6 +129,13 @@ MY_OPS_INLINE void for_rows(const Rows& rows, int64_t block_rows, Body body, Flu
     body(rows.offset + rows.count * rows.stride, RowCount<1>{}, rows.rest);
     flush();
   }
+}
+
+/// body(element of the first column, columns) for each row: a streamed line of memory is filled at once.
+template <class Body>
+MY_OPS_INLINE void for_rows(const Rows& rows, Body body) {
+  for (int64_t row = 0; row < rows.count; ++row) body(rows.offset + row * rows.stride, rows.columns);
+  if (rows.rest > 0) body(rows.offset + rows.count * rows.stride, rows.rest);
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Vectors of the instruction set that this translation unit is compiled for.
 //
 // Vec<A> holds kLanes<A> values of the accumulation type A, with the operators of g++'s and clang's vector extension.
-// load and store convert from and to the element type T. Everything is in an anonymous namespace: the same templates are
-// compiled three times, and the linker must not take one instruction set's copy for another's.
+// load and store convert from and to the element type T. Everything is in an anonymous namespace: the same templates
+// are compiled three times, and the linker must not take one instruction set's copy for another's.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,9 @@ using Vec = typename VecOf<A>::type;
 using Half = VecOf<uint16_t, kVecBytes / 2>::type;  // one 16-bit value per float lane
 using Bits = Vec<uint32_t>;
 
-/// How many lanes take part: all, or the first n (1 <= n < lanes).
+/// How many lanes take part: all, or the first n (1 <= n < lanes). Stream is All, stored past the cache.
 struct All {};
+struct Stream {};
 struct First {
   int64_t n;
 };
@@ -66,17 +67,31 @@ MY_OPS_INLINE To bit_cast_from(const void* p) {
   return to;
 }
 
+// 16-bit lanes to 32-bit ones and back (the low half). By name: g++ 12 makes three instructions of a convertvector.
+
+#if defined(__AVX512F__)
+MY_OPS_INLINE Bits zero_extend(Half half) { return bit_cast<Bits>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(half))); }
+MY_OPS_INLINE Half truncate(Bits bits) { return bit_cast<Half>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(bits))); }
+#elif defined(__AVX2__)
+MY_OPS_INLINE Bits zero_extend(Half half) { return bit_cast<Bits>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(half))); }
+MY_OPS_INLINE Half truncate(Bits bits) {
+  const __m256i wide = bit_cast<__m256i>(bits & 0xffff);
+  return bit_cast<Half>(_mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+#else
+MY_OPS_INLINE Bits zero_extend(Half half) { return __builtin_convertvector(half, Bits); }
+MY_OPS_INLINE Half truncate(Bits bits) { return __builtin_convertvector(bits, Half); }
+#endif
+
 // Conversion of 16-bit values, one vector at a time. Narrowing rounds to nearest even and keeps NaN a NaN.
 
-MY_OPS_INLINE Vec<float> widen(Half half, bfloat16) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(half, Bits) << 16);
-}
+MY_OPS_INLINE Vec<float> widen(Half half, bfloat16) { return bit_cast<Vec<float>>(zero_extend(half) << 16); }
 
 MY_OPS_INLINE Half narrow(Vec<float> v, bfloat16) {
   const Bits bits = bit_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Bits nan = Bits{} + 0x7fc0;
-  return __builtin_convertvector(v == v ? rounded : nan, Half);
+  return truncate(v == v ? rounded : nan);
 }
 
 #if defined(__AVX512F__)
@@ -91,7 +106,7 @@ MY_OPS_INLINE Half narrow(Vec<float> v, float16) {
 }
 #else
 MY_OPS_INLINE Vec<float> widen(Half half, float16) {
-  const Bits h = __builtin_convertvector(half, Bits);
+  const Bits h = zero_extend(half);
   const Bits sign = (h & 0x8000) << 16;
   const Bits rest = h & 0x7fff;
   // Normal numbers: move the fields and rebias the exponent by 127 - 15. Subnormals: multiples of 2^-24.
@@ -112,7 +127,7 @@ MY_OPS_INLINE Half narrow(Vec<float> v, float16) {
   const Bits nan = Bits{} + 0x7e00;
   const Bits finite = a < 0x38800000 ? small : normal;
   const Bits magnitude = a > 0x7f800000 ? nan : (a >= 0x477ff000 ? infinite : finite);
-  return __builtin_convertvector(magnitude | sign, Half);
+  return truncate(magnitude | sign);
 }
 #endif
 
@@ -131,6 +146,45 @@ template <class T>
 MY_OPS_INLINE void store(T* p, All, Vec<float> v) {
   const Half half = narrow(v, T{});
   std::memcpy(p, &half, sizeof(half));
+}
+
+// Streaming stores do not read the line they fill from memory first: a third of the traffic of a copy. The address must
+// be a multiple of the store's size. end_stream() before others may read.
+
+#if defined(__AVX512F__)
+MY_OPS_INLINE void store(float* p, Stream, Vec<float> v) { _mm512_stream_ps(p, v); }
+MY_OPS_INLINE void store(double* p, Stream, Vec<double> v) { _mm512_stream_pd(p, v); }
+template <class T>
+MY_OPS_INLINE void store(T* p, Stream, Vec<float> v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow(v, T{})));
+}
+MY_OPS_INLINE void end_stream() { _mm_sfence(); }
+#elif defined(__AVX2__)
+MY_OPS_INLINE void store(float* p, Stream, Vec<float> v) { _mm256_stream_ps(p, v); }
+MY_OPS_INLINE void store(double* p, Stream, Vec<double> v) { _mm256_stream_pd(p, v); }
+template <class T>
+MY_OPS_INLINE void store(T* p, Stream, Vec<float> v) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(narrow(v, T{})));
+}
+MY_OPS_INLINE void end_stream() { _mm_sfence(); }
+#else
+template <class T>
+MY_OPS_INLINE void store(T* p, Stream, Vec<Accumulator<T>> v) {
+  store(p, All{}, v);
+}
+MY_OPS_INLINE void end_stream() {}
+#endif
+
+template <class T>
+MY_OPS_INLINE Vec<Accumulator<T>> load(const T* p, Stream, Vec<Accumulator<T>> fill) {
+  return load(p, All{}, fill);
+}
+
+/// Elements before the first one at which a whole vector may be streamed.
+template <class T>
+MY_OPS_INLINE int64_t unaligned(const T* p) {
+  constexpr auto bytes = sizeof(T) * kLanes<Accumulator<T>>;
+  return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(T));
 }
 
 // The first n lanes. AVX-512 has masks for every width; elsewhere the values pass through a buffer.
@@ -190,19 +244,29 @@ MY_OPS_INLINE double sum(Vec<A> v) {
 }
 
 /// body(i, slot, lanes) for the vectors of 0..n-1: i is a vector's first index, slot (0..3) tells apart those that run
-/// side by side, and lanes is First only for the last, incomplete one. The one remainder loop of all phases.
-template <class A, class Body>
-MY_OPS_INLINE void for_vectors(int64_t n, Body body) {
+/// side by side, and lanes is Full (All or Stream) except for the first `head` elements and a last, incomplete vector.
+/// The one remainder loop of all phases.
+template <class A, class Full, class Body>
+MY_OPS_INLINE void for_vectors(int64_t head, int64_t n, Body body) {
   constexpr int64_t lanes = kLanes<A>;
   int64_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    body(i, 0, All{});
-    body(i + lanes, 1, All{});
-    body(i + 2 * lanes, 2, All{});
-    body(i + 3 * lanes, 3, All{});
+  if (head > 0) {
+    i = head < n ? head : n;
+    body(0, 2, First{i});
   }
-  for (; i + lanes <= n; i += lanes) body(i, 0, All{});
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    body(i, 0, Full{});
+    body(i + lanes, 1, Full{});
+    body(i + 2 * lanes, 2, Full{});
+    body(i + 3 * lanes, 3, Full{});
+  }
+  for (; i + lanes <= n; i += lanes) body(i, 0, Full{});
   if (i < n) body(i, 1, First{n - i});
+}
+
+template <class A, class Body>
+MY_OPS_INLINE void for_vectors(int64_t n, Body body) {
+  for_vectors<A, All>(0, n, body);
 }
 
 /// A scalar of any element type as a double.
@@ -211,6 +275,16 @@ MY_OPS_INLINE double to_double(float x) { return x; }
 template <class T>
 MY_OPS_INLINE double to_double(T x) {
   return widen(Half{} + x.bits, T{})[0];
+}
+
+/// The nearest value that the element type holds.
+template <class T>
+MY_OPS_INLINE Accumulator<T> rounded_to_element(Accumulator<T> a) {
+  if constexpr (sizeof(T) == sizeof(a)) {
+    return a;
+  } else {
+    return widen(narrow(broadcast(a), T{}), T{})[0];
+  }
 }
 
 }  // namespace
