@@ -75,8 +75,8 @@ TEST(InverseStd, EpsIsAddedToTheVariance) { EXPECT_DOUBLE_EQ(math::inverse_std(3
 
 TEST(UpdateRunning, WeighsTheBatchWithMomentum) { EXPECT_DOUBLE_EQ(math::update_running(8.0, 4.0, 0.25), 7.0); }
 
-// With a mean of 1e6 and std 1, float32 holds x to 0.03. The affine map must lose nothing beyond that: its error against
-// the exact formula on the same float32 x is a few roundings of y, not of mean * scale.
+// With a mean of 1e6 and std 1, float32 holds x to 0.03. The affine map must lose nothing beyond that: its error
+// against the exact formula on the same float32 x is a few roundings of y, not of mean * scale.
 TEST(ForwardAffine, KeepsThePrecisionOfXWhenTheMeanIsLarge) {
   const double mean = 1e6 + 0.3;
   const double invstd = 1.25;

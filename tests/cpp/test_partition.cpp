@@ -17,18 +17,28 @@ namespace plan = my_ops::plan;
 
 using Cut = Partition (*)(const Shape&, int64_t);
 
-const std::vector<Shape> kShapes = {
-    {32, 64, 112 * 112, Layout::contiguous},  {32, 256, 56 * 56, Layout::contiguous},
-    {32, 512, 28 * 28, Layout::contiguous},   {32, 1024, 14 * 14, Layout::contiguous},
-    {32, 2048, 7 * 7, Layout::contiguous},    {1024, 2048, 7 * 7, Layout::contiguous},
-    {2, 3, 25, Layout::contiguous},           {1000, 3, 2, Layout::contiguous},
-    {1, 1, 1 << 22, Layout::contiguous},      {1, 1, 5, Layout::contiguous},
-    {8, 3, 1 << 18, Layout::contiguous},      {2, 5000, 31, Layout::contiguous},
-    {2, 5000, 32, Layout::contiguous},        {3, 7, 4097, Layout::contiguous},
-    {32, 64, 112 * 112, Layout::channels_last}, {32, 2048, 49, Layout::channels_last},
-    {2, 4096, 1, Layout::channels_last},      {64, 32, 1, Layout::channels_last},
-    {100000, 3, 1, Layout::channels_last},    {5, 1023, 7, Layout::channels_last},
-    {1, 100000, 2, Layout::channels_last},    {1, 1025, 3, Layout::channels_last}};
+const std::vector<Shape> kShapes = {{32, 64, 112 * 112, Layout::contiguous},
+                                    {32, 256, 56 * 56, Layout::contiguous},
+                                    {32, 512, 28 * 28, Layout::contiguous},
+                                    {32, 1024, 14 * 14, Layout::contiguous},
+                                    {32, 2048, 7 * 7, Layout::contiguous},
+                                    {1024, 2048, 7 * 7, Layout::contiguous},
+                                    {2, 3, 25, Layout::contiguous},
+                                    {1000, 3, 2, Layout::contiguous},
+                                    {1, 1, 1 << 22, Layout::contiguous},
+                                    {1, 1, 5, Layout::contiguous},
+                                    {8, 3, 1 << 18, Layout::contiguous},
+                                    {2, 5000, 255, Layout::contiguous},
+                                    {2, 5000, 256, Layout::contiguous},
+                                    {3, 7, 4097, Layout::contiguous},
+                                    {32, 64, 112 * 112, Layout::channels_last},
+                                    {32, 2048, 49, Layout::channels_last},
+                                    {2, 4096, 1, Layout::channels_last},
+                                    {64, 32, 1, Layout::channels_last},
+                                    {100000, 3, 1, Layout::channels_last},
+                                    {5, 1023, 7, Layout::channels_last},
+                                    {1, 100000, 2, Layout::channels_last},
+                                    {1, 1025, 3, Layout::channels_last}};
 
 class PartitionTest : public testing::TestWithParam<std::tuple<Shape, Cut, int64_t>> {
  protected:

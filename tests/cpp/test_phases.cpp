@@ -30,8 +30,8 @@ std::vector<InstructionSet> instruction_sets() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     sets.push_back({"avx2", kernels_avx2});
   }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
     sets.push_back({"avx512", kernels_avx512});
   }
 #endif
@@ -88,7 +88,8 @@ struct Element<float16> {
     const int sign = std::signbit(x) << 15;
     if (r < 0x1p-14) return {static_cast<uint16_t>(sign | static_cast<int>(r * 0x1p24))};
     const int exponent = std::ilogb(r);
-    return {static_cast<uint16_t>(sign | (exponent + 15) << 10 | (static_cast<int>(std::ldexp(r, 10 - exponent)) & 1023))};
+    return {
+        static_cast<uint16_t>(sign | (exponent + 15) << 10 | (static_cast<int>(std::ldexp(r, 10 - exponent)) & 1023))};
   }
   static const Kernels<float16>& kernels(const KernelTable& table) { return table.of_float16; }
 };
@@ -100,7 +101,7 @@ int64_t index_of(const Shape& shape, int64_t v, int64_t c) {
 // Widths around every vector length (2 to 64 lanes), as S and as C; short runs; folded rows; several regions.
 std::vector<Shape> shapes() {
   std::vector<Shape> all;
-  for (const int64_t s : {2, 3, 4, 5, 9, 31, 32, 33, 47, 49, 63, 64, 65, 100, 196, 257}) {
+  for (const int64_t s : {2, 3, 4, 5, 9, 31, 33, 49, 64, 65, 196, 255, 256, 257, 271, 272, 300}) {
     all.push_back({3, 5, s, Layout::contiguous});
   }
   for (const int64_t c : {2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 48, 64, 65, 127, 300, 1024, 1030}) {
@@ -154,7 +155,9 @@ class Phases : public testing::Test {
 
   static constexpr double kUnit = sizeof(A) == 8 ? 0x1p-53 : 0x1p-24;
   /// One rounding to the element type; float16 is the one whose subnormals (2^-24 apart) come into reach.
-  double rounding(double want) const { return std::ldexp(std::fabs(want), -Element<T>::digits) + 0x1p-25 * (sizeof(T) == 2); }
+  double rounding(double want) const {
+    return std::ldexp(std::fabs(want), -Element<T>::digits) + 0x1p-25 * (sizeof(T) == 2);
+  }
 };
 
 using Elements = testing::Types<double, float, bfloat16, float16>;
@@ -205,21 +208,23 @@ TYPED_TEST(Phases, ApplyIsTheAffineMap) {
     const auto center = this->per_channel(shape, 2, 4, 3);
     const auto scale = this->per_channel(shape, -2, 2, 4);
     const auto shift = this->per_channel(shape, -1, 1, 5);
-    const T untouched = Element<T>::of(77.0);
-    std::vector<T> y(x.size() + 16, untouched);
-    for (const Region& region : regions) {
-      kernels.apply(x.data(), y.data(), shape, region, {center.data(), scale.data(), shift.data()});
-    }
-    for (int64_t c = 0; c < shape.c; ++c) {
-      for (int64_t v = 0; v < shape.n * shape.s; ++v) {
-        const int64_t i = index_of(shape, v, c);
-        const double want = (value_of(x[i]) - center[c]) * scale[c] + shift[c];
-        const double terms = std::fabs(value_of(x[i]) - center[c]) * std::fabs(scale[c]) + std::fabs(shift[c]);
-        ASSERT_NEAR(value_of(y[i]), want, 3 * this->kUnit * terms + this->rounding(want))
-            << "channel " << c << " value " << v;
+    for (const bool stream : {false, true}) {
+      const T untouched = Element<T>::of(77.0);
+      std::vector<T> y(x.size() + 16, untouched);
+      for (const Region& region : regions) {
+        kernels.apply(x.data(), y.data(), shape, region, {center.data(), scale.data(), shift.data()}, stream);
       }
+      for (int64_t c = 0; c < shape.c; ++c) {
+        for (int64_t v = 0; v < shape.n * shape.s; ++v) {
+          const int64_t i = index_of(shape, v, c);
+          const double want = (value_of(x[i]) - center[c]) * scale[c] + shift[c];
+          const double terms = std::fabs(value_of(x[i]) - center[c]) * std::fabs(scale[c]) + std::fabs(shift[c]);
+          ASSERT_NEAR(value_of(y[i]), want, 3 * this->kUnit * terms + this->rounding(want))
+              << "channel " << c << " value " << v;
+        }
+      }
+      for (size_t i = x.size(); i < y.size(); ++i) ASSERT_EQ(value_of(y[i]), 77.0) << "wrote behind the end";
     }
-    for (size_t i = x.size(); i < y.size(); ++i) ASSERT_EQ(value_of(y[i]), 77.0) << "wrote behind the end";
   });
 }
 
@@ -262,11 +267,11 @@ TYPED_TEST(Phases, BackwardApplyInTrainingAndEval) {
     const auto dy_scale = this->per_channel(shape, -2, 2, 13);
     const auto x_scale = this->per_channel(shape, -1, 1, 14);
     const auto shift = this->per_channel(shape, -1, 1, 15);
-    for (const bool training : {true, false}) {
+    for (const auto& [training, stream] : {std::pair{true, false}, {true, true}, {false, false}, {false, true}}) {
       std::vector<T> dx(x.size());
       const BackwardCoefficients<A> k{mean.data(), dy_scale.data(), training ? x_scale.data() : nullptr, shift.data()};
       for (const Region& region : regions) {
-        kernels.backward_apply(dy.data(), training ? x.data() : nullptr, dx.data(), shape, region, k);
+        kernels.backward_apply(dy.data(), training ? x.data() : nullptr, dx.data(), shape, region, k, stream);
       }
       for (int64_t c = 0; c < shape.c; ++c) {
         for (int64_t v = 0; v < shape.n * shape.s; ++v) {
@@ -293,7 +298,7 @@ void round_trip() {
   for (const auto& set : instruction_sets()) {
     std::vector<T> y(x.size());
     const Shape shape{1, 1, 1 << 16, Layout::contiguous};
-    Element<T>::kernels(set.table()).apply(x.data(), y.data(), shape, {0, 1, 0, 1 << 16}, {&zero, &one, &zero});
+    Element<T>::kernels(set.table()).apply(x.data(), y.data(), shape, {0, 1, 0, 1 << 16}, {&zero, &one, &zero}, false);
     for (size_t i = 0; i < x.size(); ++i) {
       if (std::isnan(value_of(x[i]))) {
         ASSERT_TRUE(std::isnan(value_of(y[i]))) << set.name << " bits " << i;
@@ -306,7 +311,8 @@ void round_trip() {
 TEST(Conversion, EveryBfloat16ComesBack) { round_trip<bfloat16>(); }
 TEST(Conversion, EveryFloat16ComesBack) { round_trip<float16>(); }
 
-// Scaled by 1 + 2^-9 and the like, results fall between two 16-bit values: rounding to nearest even, subnormals included.
+// Scaled by 1 + 2^-9 and the like, results fall between two 16-bit values: rounding to nearest even, subnormals
+// included.
 template <class T>
 void rounds(double largest, int digits, int lowest) {
   std::mt19937 generator(3);
@@ -317,7 +323,8 @@ void rounds(double largest, int digits, int lowest) {
       std::vector<T> y(x.size());
       const float zero = 0;
       const Shape shape{1, 1, 1 << 16, Layout::contiguous};
-      Element<T>::kernels(set.table()).apply(x.data(), y.data(), shape, {0, 1, 0, 1 << 16}, {&zero, &scale, &zero});
+      Element<T>::kernels(set.table())
+          .apply(x.data(), y.data(), shape, {0, 1, 0, 1 << 16}, {&zero, &scale, &zero}, false);
       for (size_t i = 0; i < x.size(); ++i) {
         const float product = static_cast<float>(value_of(x[i])) * scale;
         if (std::isnan(product)) continue;

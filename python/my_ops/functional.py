@@ -1,0 +1,50 @@
+"""The operators as functions, with the signatures of ``torch.nn.functional``."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["batch_norm"]
+
+# Bound once: `torch.ops.my_ops` looks its operators up by name.
+batchnorm_forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.batchnorm_forward
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Batch normalization over all dimensions but the second, as :func:`torch.nn.functional.batch_norm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with one mean and variance per channel: those of the batch if
+    ``training``, else the running ones.
+
+    Args:
+        input: ``[N, C, ...]``, rank 2 or more; float64, float32, bfloat16 or float16.
+        running_mean, running_var: ``[C]``, of the input's dtype or float32 (float64 for float64 input). Read if not
+            ``training``; if ``training``, each one that is given moves towards the batch's mean or unbiased variance.
+        weight, bias: ``[C]``, dtypes as above; 1 and 0 if left out.
+        training: normalise with the statistics of the batch.
+        momentum: weight of the batch in the running statistics; None: the cumulative average over all batches
+            (``1 / num_batches_tracked``), which needs ``num_batches_tracked``.
+        eps: added to the variance; more than 0 if ``training``, else 0 or more.
+        num_batches_tracked: int64, one element; the operator itself adds 1 if ``training`` and the batch is not empty.
+
+    Returns:
+        A tensor of the input's dtype, sizes and memory layout.
+
+    Raises:
+        ValueError: ``training`` with one value per channel; an ``eps`` out of range.
+        RuntimeError: any other argument that does not fit; the message names it, what was expected and what came.
+    """
+    return batchnorm_forward(
+        input, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
+    )[0]
