@@ -1,0 +1,23 @@
+"""Measures my_ops against native batch norm: ``python -m profiling compare`` and ``python -m profiling benchmark``.
+
+A run passes through these files in this order; each has one duty.
+
+=============  =======================================================================================
+cli            the commands and their options
+allocator      one malloc setting for everything that is compared, by restarting under it
+machine        what the run ran on
+workloads      real images, real networks, and the tensors of every batch norm call in them
+peers          the implementations that are compared, as calls without arguments
+correctness    every result against float64
+timing         interleaved clocks, bytes, multiples of a copy
+training       a small network trained both ways
+recording      torch.profiler traces of a training step both ways
+traces         reads such a trace (needs no torch)
+analysis       what it says, operator by operator
+compare        the main job: all of the above in one folder
+benchmark      the suite of shapes, dtypes, layouts and directions
+figures        plots
+*_tables       the figures as tables, on the terminal and in the report
+report         HTML and JSON
+=============  =======================================================================================
+"""

@@ -1,0 +1,150 @@
+"""The commands. Heavy imports wait until a command runs: ``--help`` is quick, and a restart loses nothing."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from profiling import allocator
+from profiling.allocator import Allocator
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice)")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Malloc = Annotated[Allocator, typer.Option(help="keep: malloc keeps freed blocks; default: glibc as it comes")]
+
+
+@app.callback()
+def main() -> None:
+    """Measures my_ops batch normalization against native PyTorch."""
+
+
+@app.command()
+def compare(
+    output: Annotated[Path | None, typer.Option(help="new folder (default: compare-report/TIME)")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="images at once; fewer need less memory")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="small images, few repetitions: a trial, not a measurement")
+    ] = False,
+    threads: Threads = None,
+    device: Device = "auto",
+    malloc: Malloc = Allocator.KEEP,
+) -> None:
+    """Our batch norm and native's on real images through ResNet-50: errors, times, training, traces, one report.
+
+    Exit code 1 if a result of ours is further from float64 than rounding explains.
+    """
+    allocator.run_under(malloc)
+    console = _console()
+    folder = output or Path("compare-report", _now())
+    if folder.exists():
+        raise typer.BadParameter(f"{folder} exists already", param_hint="--output")
+    chosen = _load_my_ops(threads, device)
+
+    from dataclasses import replace
+
+    from profiling import compare, report
+
+    settings = compare.QUICK if quick else compare.Settings()
+    if batch is not None:
+        settings = replace(settings, batch=batch, trace_batch=max(2, batch // 2))
+    comparison = compare.run(settings, chosen, folder, console)
+    report.print_to(console, comparison)
+    console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
+    if not comparison.correct:
+        console.print("[bold red]FAILED:[/] results further from float64 than rounding explains, see table (a)")
+        raise typer.Exit(1)
+
+
+@app.command()
+def benchmark(
+    shapes: Annotated[
+        list[str] | None, typer.Option(help="resnet50, tiny or like 8x64x56x56; repeatable (default: both groups)")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float32, bfloat16, float16, float64; repeatable (default: first three)")
+    ] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="contiguous, channels_last; repeatable (default: both)")
+    ] = None,
+    direction: Annotated[
+        list[str] | None, typer.Option(help="forward, backward, inference; repeatable (default: all)")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="also native through torch.compile, compiled anew for each")
+    ] = False,
+    onednn: Annotated[
+        bool, typer.Option("--onednn", help="also oneDNN's batch norm, where it supports the case")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=2, help="images at once in the resnet50 group")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed")] = 0.5,
+    output: Annotated[Path | None, typer.Option(help="JSON file (default: profiling/results/benchmark-*.json)")] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    malloc: Malloc = Allocator.KEEP,
+) -> None:
+    """Times shapes x dtypes x layouts x directions as multiples of a copy and against native; writes JSON.
+
+    Exit code 1 if a result of ours is further from float64 than rounding explains; such a row is not timed.
+    """
+    allocator.run_under(malloc)
+    console = _console()
+    chosen = _load_my_ops(threads, device)
+
+    from profiling import benchmark, suite_tables, tables
+
+    try:
+        tasks = benchmark.select(shapes, dtype, layout, batch)
+        directions = benchmark.select_directions(direction)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    suite = benchmark.run(tasks, directions, benchmark.implementations(compiled, onednn), seconds, chosen, console)
+    path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
+    benchmark.write(suite, path)
+    for table in suite_tables.of(suite):
+        tables.print_to(console, table)
+    console.print(f"figures: {path}", soft_wrap=True)
+    if not suite.correct:
+        console.print("[bold red]FAILED:[/] results further from float64 than rounding explains")
+        raise typer.Exit(1)
+
+
+def _load_my_ops(threads: int | None, device: str) -> torch.device:
+    """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars
+    import torch
+
+    try:
+        import my_ops  # noqa: F401
+    except ImportError as error:
+        mend = "" if "run " in str(error) else ": run 'make build'"  # the package names the mend itself
+        Console(stderr=True).print(f"[bold red]my_ops cannot be imported:[/] {error}{mend}", soft_wrap=True)
+        raise typer.Exit(2) from error
+
+    from profiling import machine
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        return machine.choose_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
+def _console() -> Console:
+    """The terminal; a file or a pipe has no width of its own and gets one that the tables fit in."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,190 @@
+"""Clocks for calls that are compared: interleaved rounds, medians, bytes, multiples of a copy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from profiling import peers
+from profiling.peers import NATIVE, OURS, Call, Implementation
+from profiling.workloads import Case
+
+COPY = "copy"
+FRESH_COPY = "copy, as called"
+
+METHOD = (
+    "Every figure is the median over rounds. A round times each peer once, in an order that rotates from round to "
+    "round, so that a change in the machine's speed meets all peers alike. One sample is as many calls in a row as "
+    "fill half a millisecond (on a GPU between two CUDA events), after warm-up calls. Calls are repeated on the same "
+    "tensors: what fits into the last-level cache is read from there. The batch norm operators are timed as called: "
+    "they allocate their outputs. The unit, one y.copy_(x) of the input, writes into an output that exists; a copy "
+    "into a fresh output is given beside it. GB/s are the bytes that must move at least (inputs read once, outputs "
+    "written once), divided by the time."
+)
+
+_SAMPLE = 5e-4  # seconds that one sample lasts at least
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 100
+
+
+class Direction(StrEnum):
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    INFERENCE = "inference"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One case in one direction. ``samples``: seconds per call, by peer, one value per round."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    direction: Direction
+    layers: int  # of the network that have this shape; 0 where the shape is not a network's
+    bytes: int  # that must move at least
+    samples: dict[str, list[float]]
+
+    def seconds(self, name: str) -> float:
+        return statistics.median(self.samples[name])
+
+    def copies(self, name: str) -> float:
+        """Time as a multiple of the copy's."""
+        return self.seconds(name) / self.seconds(COPY)
+
+    def gigabytes_per_second(self, name: str) -> float:
+        """1 GB = 10^9 bytes."""
+        moved = copy_bytes(self.shape, self.dtype) if name in (COPY, FRESH_COPY) else self.bytes
+        return moved / self.seconds(name) / 1e9
+
+
+def measure(
+    case: Case,
+    layout: str,
+    direction: Direction,
+    implementations: Iterable[Implementation],
+    seconds: float,
+    layers: int = 0,
+) -> Measurement:
+    """Times ``implementations`` and both copies on ``case``, already arranged in ``layout``, for about ``seconds``."""
+    private = case.private()
+    calls: dict[str, Call] = {each.name: prepare(each, private, direction) for each in implementations}
+    calls |= {COPY: peers.copy(case), FRESH_COPY: peers.fresh_copy(case)}
+    samples = interleave(calls, case.input.device, seconds)
+    dtype = str(case.input.dtype).removeprefix("torch.")
+    return Measurement(case.shape, dtype, layout, direction, layers, minimum_bytes(case, direction), samples)
+
+
+def figures(measurement: Measurement) -> dict[str, object]:
+    """A measurement for JSON: by peer median and quartiles, in seconds and as multiples of the copy of that round."""
+    copies = measurement.samples[COPY]
+    names = ("shape", "dtype", "layout", "direction", "layers", "bytes")
+    return {
+        **{name: getattr(measurement, name) for name in names},
+        "rounds": len(copies),
+        "peers": {
+            name: {
+                "seconds": measurement.seconds(name),
+                "seconds_quartiles": _quartiles(samples),
+                "copies": measurement.copies(name),
+                "copies_quartiles": _quartiles([mine / copy for mine, copy in zip(samples, copies, strict=True)]),
+                "gigabytes_per_second": measurement.gigabytes_per_second(name),
+            }
+            for name, samples in measurement.samples.items()
+        },
+    }
+
+
+def prepare(implementation: Implementation, case: Case, direction: Direction) -> Call:
+    if direction is Direction.BACKWARD:
+        return implementation.backward(case)
+    return implementation.forward(case, training=direction is Direction.FORWARD)
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds per call of each, one value per round, rounds until ``seconds`` have passed (5 to 100 of them)."""
+    clock = _cuda_clock if device.type == "cuda" else _cpu_clock
+    repeats = {}
+    for name, call in calls.items():
+        clock(call, 1)
+        repeats[name] = max(1, math.ceil(_SAMPLE / max(clock(call, 2), 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    end = time.perf_counter() + seconds
+    for number in range(_MAX_ROUNDS):
+        if number >= _MIN_ROUNDS and time.perf_counter() > end:
+            break
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(clock(calls[name], repeats[name]))
+    return samples
+
+
+def _cpu_clock(call: Callable[[], object], repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def _cuda_clock(call: Callable[[], object], repeats: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / repeats
+
+
+def speedup(measurement: Measurement, over: str = NATIVE) -> float:
+    """How many times faster ours is than another peer."""
+    return measurement.seconds(over) / measurement.seconds(OURS)
+
+
+def mean_speedup(measurements: Iterable[Measurement], over: str = NATIVE) -> float:
+    """Geometric, over the measurements that have this peer; NaN if none has."""
+    found = [speedup(m, over) for m in measurements if over in m.samples]
+    return statistics.geometric_mean(found) if found else math.nan
+
+
+def minimum_bytes(case: Case, direction: Direction) -> int:
+    """Bytes of all tensors that a call must read or write, each once.
+
+    With n values in the input, C channels: forward 2n values and 8C per-channel values (gamma, beta, both running
+    statistics read and written, mean and invstd written), backward 3n and 5C (gamma, mean, invstd, two gradients),
+    inference 2n and 4C.
+    """
+    vectors = case.gamma, case.beta, case.running_mean, case.running_var
+    image, statistic = _bytes(case.input), 4 * case.shape[1] if case.input.dtype != torch.float64 else 8 * case.shape[1]
+    match direction:
+        case Direction.FORWARD:
+            return 2 * image + sum(map(_bytes, vectors)) + sum(map(_bytes, vectors[2:])) + 2 * statistic
+        case Direction.BACKWARD:
+            return 3 * image + 3 * _bytes(case.gamma) + 2 * statistic
+        case Direction.INFERENCE:
+            return 2 * image + sum(map(_bytes, vectors))
+
+
+def copy_bytes(shape: Iterable[int], dtype: str) -> int:
+    """Bytes that a copy of such a tensor moves: read once, written once."""
+    kind = getattr(torch, dtype)
+    assert isinstance(kind, torch.dtype)
+    return 2 * math.prod(shape) * kind.itemsize
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
