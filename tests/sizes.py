@@ -1,0 +1,35 @@
+"""Shapes, with the layouts they are tested in, at which loops go wrong."""
+
+# Elements per vector, from one 16-byte register of float64 to two 64-byte registers of float16.
+_WIDTHS = (2, 4, 8, 16, 32, 64)
+AROUND_VECTORS = sorted({1, *(n for w in _WIDTHS for n in (w - 1, w, w + 1, 2 * w + 3))})
+
+Case = tuple[tuple[int, ...], str]
+
+
+def around_vectors(size: int) -> list[Case]:
+    """`size` as the spatial size and as the number of channels, aligned and one element behind."""
+    matrices: list[Case] = [((5, size), layout) for layout in ("contiguous", "offset")]
+    layouts = ("contiguous", "offset", "channels_last", "offset_channels_last")
+    return matrices + [(shape, layout) for shape in ((3, 2, size), (3, size, 2)) for layout in layouts]
+
+
+# Many channels of few values, few channels of many values, many samples, one sample: enough of each that work is cut
+# into several parts along every dimension.
+PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous"), ((2, 9001), "contiguous")] + [
+    (shape, layout)
+    for shape in (
+        (2, 4096, 1, 1),
+        (2, 700, 5, 1),
+        (3001, 3, 7, 1),
+        (250, 2, 17, 17),
+        (2, 67, 31, 33),
+        (2, 1, 190, 191),
+        (1, 2, 260, 261),
+        (1, 5, 130, 71),
+    )
+    for layout in ("contiguous", "channels_last")
+]
+
+EMPTY = [(0, 3), (0, 3, 4, 5), (2, 3, 0), (2, 3, 4, 0)]
+NO_CHANNELS = [(5, 0), (2, 0, 4), (0, 0, 0)]

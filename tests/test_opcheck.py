@@ -1,0 +1,118 @@
+"""torch.library.opcheck of every operator: schema, autograd registration, fake tensors, AOT dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from checks import EPS, activations, arguments, ops
+from layouts import arrange
+
+Call = tuple[torch._ops.OpOverload, tuple[object, ...]]
+
+SHAPES = {"matrix": (6, 3), "contiguous": (4, 3, 5, 2), "channels_last": (4, 3, 5, 2), "strided": (4, 3, 5, 2)}
+FLOAT, HALF = torch.float32, torch.bfloat16
+
+
+def _image(layout: str, dtype: torch.dtype, device: str, requires_grad: bool = True) -> torch.Tensor:
+    values = activations(SHAPES[layout], dtype, device)
+    return (values if layout == "matrix" else arrange(values, layout)).requires_grad_(requires_grad)
+
+
+def _forward(layout: str, dtype: torch.dtype, device: str, training: bool, *names: str, **changes: object) -> Call:
+    args = arguments(_image(layout, dtype, device), training).only(names)
+    for parameter in (args.gamma, args.beta):
+        if parameter is not None:
+            parameter.requires_grad_()
+    counter = torch.tensor(2, device=device) if "counter" in names else None
+    return ops.batchnorm_forward.default, replace(args, num_batches_tracked=counter, **changes).values()
+
+
+ALL = ("gamma", "beta", "running_mean", "running_var", "counter")
+FORWARD: dict[str, Callable[[str], Call]] = {
+    "training": lambda device: _forward("contiguous", FLOAT, device, True, *ALL),
+    "training_channels_last": lambda device: _forward("channels_last", HALF, device, True, *ALL),
+    "training_strided": lambda device: _forward("strided", FLOAT, device, True, *ALL),
+    "training_matrix": lambda device: _forward("matrix", HALF, device, True, *ALL),
+    "training_cumulative": lambda device: _forward("contiguous", FLOAT, device, True, *ALL, momentum=None),
+    "training_without_counter": lambda device: _forward("contiguous", FLOAT, device, True, *ALL[:4]),
+    "training_without_parameters": lambda device: _forward("contiguous", FLOAT, device, True, *ALL[2:]),
+    "training_without_statistics": lambda device: _forward("contiguous", FLOAT, device, True, *ALL[:2]),
+    "training_with_nothing": lambda device: _forward("contiguous", FLOAT, device, True),
+    "eval": lambda device: _forward("contiguous", FLOAT, device, False, *ALL[:4]),
+    "eval_channels_last": lambda device: _forward("channels_last", HALF, device, False, *ALL),
+    "eval_without_parameters": lambda device: _forward("matrix", FLOAT, device, False, *ALL[2:4]),
+}
+
+
+def _vectors(count: int, device: str) -> list[torch.Tensor]:
+    return [(0.5 + torch.rand(3, device=device)).requires_grad_() for _ in range(count)]
+
+
+def _backward(layout: str, dtype: torch.dtype, device: str, *rest: object, gamma: bool = True) -> Call:
+    images = (_image(layout, dtype, device), _image(layout, dtype, device))
+    weight = torch.randn(3, device=device).to(dtype).requires_grad_() if gamma else None
+    return ops.batchnorm_backward.default, (*images, weight, *_vectors(2, device), *rest)
+
+
+def _phase(name: str, images: int, vectors: int, device: str, gamma: bool = False, count: bool = False) -> Call:
+    tensors = [_image("channels_last", FLOAT, device) for _ in range(images)] + _vectors(vectors, device)
+    counts = [torch.tensor([90], device=device)] if count else []
+    weight = _vectors(1, device) if gamma else []
+    return getattr(ops, name).default, (*tensors[:images], *weight, *tensors[images:], *counts)
+
+
+def _gather(device: str, running: bool, momentum: float | None) -> Call:
+    parts = [(0.5 + torch.rand(2, 3, device=device)).requires_grad_() for _ in range(2)]
+    statistics = [torch.zeros(3, device=device), torch.ones(3, device=device), torch.tensor(2, device=device)]
+    mean, var, counter = statistics if running else (None,) * 3
+    counts = torch.tensor([3, 8], device=device)
+    return ops.batchnorm_gather_stats.default, (*parts, counts, mean, var, momentum, EPS, counter)
+
+
+OTHERS: dict[str, Callable[[str], Call]] = {
+    "backward": lambda device: _backward("contiguous", FLOAT, device),
+    "backward_channels_last": lambda device: _backward("channels_last", HALF, device, True),
+    "backward_strided": lambda device: _backward("strided", FLOAT, device, True),
+    "backward_eval": lambda device: _backward("matrix", FLOAT, device, False),
+    "backward_without_gamma": lambda device: _backward("contiguous", HALF, device, True, gamma=False),
+    "backward_masked": lambda device: _backward("contiguous", FLOAT, device, True, [True, False, True]),
+    "stats": lambda device: _phase("batchnorm_stats", 1, 0, device),
+    "gather": lambda device: _gather(device, False, None),
+    "gather_running": lambda device: _gather(device, True, 0.1),
+    "gather_cumulative": lambda device: _gather(device, True, None),
+    "apply": lambda device: _phase("batchnorm_apply", 1, 3, device, gamma=True),
+    "backward_reduce": lambda device: _phase("batchnorm_backward_reduce", 2, 2, device),
+    "backward_apply": lambda device: _phase("batchnorm_backward_apply", 2, 4, device, gamma=True, count=True),
+}
+
+
+@pytest.mark.parametrize("case", [*FORWARD, *OTHERS])
+def test_opcheck(device: str, case: str) -> None:
+    op, args = (FORWARD | OTHERS)[case](device)
+    torch.library.opcheck(op, args)
+    without_grad = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    torch.library.opcheck(op, tuple(without_grad), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("case", [*FORWARD, *OTHERS])
+def test_meta_tensors_have_what_real_ones_have(device: str, case: str) -> None:
+    """Sizes, strides and dtypes of every result, on the meta device."""
+    op, args = (FORWARD | OTHERS)[case](device)
+    detached = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    meta = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in detached]
+    real, shadow = (result if isinstance(result, tuple) else (result,) for result in (op(*detached), op(*meta)))
+    for got, want in zip(shadow, real, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            assert got.is_meta
+            assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0), (2, 0, 4)], ids=str)
+def test_empty_input(device: str, training: bool, shape: tuple[int, ...]) -> None:
+    args = arguments(torch.empty(shape, device=device), training)
+    torch.library.opcheck(ops.batchnorm_forward.default, args.values(), test_utils=("test_schema", "test_faketensor"))
