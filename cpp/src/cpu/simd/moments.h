@@ -16,6 +16,7 @@ struct ShiftedSums {
   double* second;
 };
 
+/// Samples per channel and region. Few: an outlier among them must move the pivot far enough to be noticed.
 constexpr int64_t kSamples = 8;
 
 /// The pivot of each channel of the region: the mean of samples, x0 + sum(xi - x0) / samples, which is exact for
@@ -79,26 +80,23 @@ __attribute__((noinline)) void moments_in_double(const T* x, const plan::Shape& 
   *m2 = second - (finite ? first * first / n : 0);
 }
 
-/// From sums to moments. (mean - pivot)^2 <= 3 * variance bounds the cancellation to two bits.
-template <class T, class A = Accumulator<T>>
-void finish_moments(const T* x, const plan::Shape& shape, const plan::Region& region, const A* pivot, ShiftedSums sums,
-                    double* mean, double* m2) {
+/// (mean - pivot)^2 <= 3 * variance bounds the cancellation to two bits. False for NaN and infinity.
+MY_OPS_INLINE bool is_accurate(double first, double n, double m2) {
+  return first * first <= 3 * n * m2 && m2 - m2 == 0;
+}
+
+/// From sums to moments, for the channels of a region. Returns how many are not accurate.
+template <class A>
+int64_t moments_of(const plan::Region& region, const A* pivot, ShiftedSums sums, double* mean, double* m2) {
   const auto n = static_cast<double>(region.e - region.b);
-  const int64_t channels = region.c1 - region.c0;
-  mean += region.c0;
-  m2 += region.c0;
-  const auto accurate = [&](int64_t i) { return sums.first[i] * sums.first[i] <= 3 * n * m2[i] && m2[i] - m2[i] == 0; };
   int64_t inaccurate = 0;
 #pragma GCC ivdep
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < region.c1 - region.c0; ++i) {
     mean[i] = pivot[i] + sums.first[i] / n;
     m2[i] = sums.second[i] - sums.first[i] * sums.first[i] / n;
-    inaccurate += accurate(i) ? 0 : 1;
+    inaccurate += is_accurate(sums.first[i], n, m2[i]) ? 0 : 1;
   }
-  if (inaccurate == 0) return;
-  for (int64_t i = 0; i < channels; ++i) {
-    if (!accurate(i)) moments_in_double(x, shape, region, region.c0 + i, mean + i, m2 + i);
-  }
+  return inaccurate;
 }
 
 }  // namespace

@@ -61,17 +61,53 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
 }
 
 template <class T, class A = Accumulator<T>>
+void shifted_sums(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
+  const auto phase = plan::by_rows(shape) ? stats_by_rows<T> : stats_by_runs<T>;
+  phase(x, shape, region, pivot, sums);
+}
+
+/// Reads the inaccurate channels again: first with their mean as the pivot; in double what then still has no finite M2,
+/// and all of float64, which has no wider type to sum in. By rows, all channels of the region are read again, as they
+/// share the lines of memory.
+template <class T, class A = Accumulator<T>>
+__attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const Region& region, A* pivot,
+                                           ShiftedSums sums, double* mean, double* m2) {
+  const auto n = static_cast<double>(region.e - region.b);
+  const int64_t channels = region.c1 - region.c0;
+  const auto channel = [&](int64_t i) { return Region{region.c0 + i, region.c0 + i + 1, region.b, region.e}; };
+  bool again[plan::kMaxColumns];
+  for (int64_t i = 0; i < channels; ++i) {
+    again[i] = !is_accurate(sums.first[i], n, m2[i]);
+    const A better = rounded_to_element<T>(static_cast<A>(mean[i]));
+    if (again[i] && better - better == A(0)) pivot[i] = better;
+  }
+  constexpr bool wider = sizeof(A) < sizeof(double);
+  if (wider && plan::by_rows(shape)) {
+    shifted_sums(x, shape, region, pivot, sums);
+  } else if (wider) {
+    for (int64_t i = 0; i < channels; ++i) {
+      if (again[i]) shifted_sums(x, shape, channel(i), pivot + i, {sums.first + i, sums.second + i});
+    }
+  }
+  for (int64_t i = 0; i < channels; ++i) {
+    if (!again[i]) continue;
+    const bool better =
+        wider && moments_of(channel(i), pivot + i, {sums.first + i, sums.second + i}, mean + i, m2 + i) == 0;
+    if (!better) moments_in_double(x, shape, region, region.c0 + i, mean + i, m2 + i);
+  }
+}
+
+template <class T, class A = Accumulator<T>>
 void stats(const T* x, const Shape& shape, const Region& region, double* mean, double* m2) {
   A pivot[plan::kMaxColumns];
   double first[plan::kMaxColumns];
   double second[plan::kMaxColumns];
+  const ShiftedSums sums{first, second};
   choose_pivots(x, shape, region, pivot);
-  if (plan::by_rows(shape)) {
-    stats_by_rows(x, shape, region, pivot, {first, second});
-  } else {
-    stats_by_runs(x, shape, region, pivot, {first, second});
-  }
-  finish_moments(x, shape, region, pivot, {first, second}, mean, m2);
+  shifted_sums(x, shape, region, pivot, sums);
+  mean += region.c0;
+  m2 += region.c0;
+  if (moments_of(region, pivot, sums, mean, m2) > 0) stats_again(x, shape, region, pivot, sums, mean, m2);
 }
 
 // ---- apply: y = (x - center) * scale + shift ----
