@@ -19,15 +19,18 @@ cpp := $(shell find cpp tests/cpp -name third_party -prune -o -regex '.*\.\(h\|c
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help build test compare lint format clean
+.PHONY: help build test cuda-check compare lint format clean
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 build: $(package) ## make .venv, compile the library and install the package there, editable
 
 test: $(package) ## run the C++ tests, then the Python tests
 	ctest --test-dir $(build) --output-on-failure
 	$(python) -m pytest
+
+cuda-check: ## build the CUDA kernels against the CUDA build of torch, and test them; needs nvcc, but no GPU
+	PYTHON=$(PYTHON) .ci/cuda_check
 
 compare: $(package) ## compare with native batch norm on a real network; writes a report
 	$(python) -m profiling compare
@@ -64,5 +67,7 @@ $(package): $(sources)
 	rm -rf $(build)/site
 	cmake --install $(build) --component python --prefix $(build)/site
 	cp -r python/my_ops $(build)/site
+	$(python) -c 'import my_ops; place = my_ops.__path__[0]; \
+	  assert place.startswith("$(PYTHONPATH)"), f"uninstall the my_ops in {place}: it hides the one built here"'
 	touch $@
 endif

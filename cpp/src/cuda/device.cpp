@@ -1,0 +1,111 @@
+#include "cuda/device.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <mutex>
+#include <string_view>
+
+#include "plan/problem.h"
+
+namespace my_ops::cuda {
+namespace {
+
+constexpr size_t kMaxDevices = 64;
+
+int32_t attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+int32_t allowed_team() {
+  constexpr int32_t kPortableCluster = 8;
+  static const int32_t allowed = [] {
+    const char* value = std::getenv("MY_OPS_CUDA_FAMILY");
+    if (value == nullptr) return kPortableCluster;
+    const std::string_view family = value;
+    if (family == "stream") return 0;
+    if (family == "cta") return 1;
+    TORCH_CHECK(family == "cluster", "MY_OPS_CUDA_FAMILY: expected stream, cta or cluster, got ", value);
+    return kPortableCluster;
+  }();
+  return allowed;
+}
+
+Device ask(int device) {
+  constexpr int32_t kFirstWithClusters = 9;
+  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= kFirstWithClusters;
+  return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          std::min(allowed_team(), clusters ? 8 : 1)};
+}
+
+}  // namespace
+
+const Device& current_device() {
+  static std::array<std::once_flag, kMaxDevices> asked;
+  static std::array<Device, kMaxDevices> devices;
+  const auto index = static_cast<size_t>(c10::cuda::current_device());
+  std::call_once(asked.at(index), [&] { devices.at(index) = ask(static_cast<int>(index)); });
+  return devices.at(index);
+}
+
+ElementType element_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return ElementType::float64;
+    case at::kFloat:
+      return ElementType::float32;
+    case at::kBFloat16:
+      return ElementType::bfloat16;
+    default:
+      TORCH_INTERNAL_ASSERT(dtype == at::kHalf);
+      return ElementType::float16;
+  }
+}
+
+Vector vector(const std::optional<at::Tensor>& tensor) {
+  if (!tensor || !tensor->defined()) return {};
+  // The kernels write only what the operators pass as results.
+  return {const_cast<void*>(tensor->const_data_ptr()), tensor->stride(0), element_type(tensor->scalar_type())};
+}
+
+Vector result(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return {tensor.mutable_data_ptr(), tensor.stride(0), element_type(tensor.scalar_type())};
+}
+
+Problem problem_of(const at::Tensor& like, std::initializer_list<const at::Tensor*> tensors) {
+  const auto on_16_bytes = [](const at::Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  };
+  bool aligned = on_16_bytes(like);
+  for (const at::Tensor* tensor : tensors) aligned = aligned && (!tensor->defined() || on_16_bytes(*tensor));
+  return {plan::shape_of(like), static_cast<int32_t>(like.element_size()), aligned};
+}
+
+Launch launch_of(const at::Tensor& x, const LaunchPlan& plan) {
+  return {plan, element_type(x.scalar_type()), c10::cuda::getCurrentCUDAStream().stream()};
+}
+
+at::Tensor workspace(const at::Tensor& x, const LaunchPlan& plan) {
+  return at::empty({workspace_bytes(plan)}, x.options().dtype(at::kByte));
+}
+
+at::Tensor empty_statistic(const at::Tensor& x) {
+  return at::empty({x.size(1)}, x.options().dtype(plan::accumulation_dtype(x.scalar_type())));
+}
+
+Running running_of(const std::optional<at::Tensor>& mean, const std::optional<at::Tensor>& var,
+                   std::optional<double> momentum, const std::optional<at::Tensor>& num_batches_tracked) {
+  const auto written = [](const std::optional<at::Tensor>& tensor) { return tensor ? result(*tensor) : Vector{}; };
+  auto* counter = num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
+  return {written(mean), written(var), momentum.value_or(0.0), !momentum && counter != nullptr, counter};
+}
+
+}  // namespace my_ops::cuda

@@ -1,0 +1,119 @@
+// The launchers of the CUDA kernels, as the operators see them: plain structs and pointers to device memory, no torch
+// type. Everything runs on `stream`, nothing waits for it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/launch_plan.h"
+
+namespace my_ops::cuda {
+
+enum class ElementType : int32_t { float64, float32, bfloat16, float16 };
+
+/// One value per channel, of any type and stride. No data: an argument that is absent.
+struct Vector {
+  void* data = nullptr;
+  int64_t stride = 1;
+  ElementType type = ElementType::float32;
+};
+
+/// Running statistics, each optional. `counter`: num_batches_tracked, if given; it is incremented.
+struct Running {
+  Vector mean;
+  Vector var;
+  double momentum = 0;
+  bool cumulative = false;  // factor 1 / (counter + 1) instead of momentum
+  int64_t* counter = nullptr;
+};
+
+/// What every launcher needs.
+struct Launch {
+  LaunchPlan plan;
+  ElementType type;
+  cudaStream_t stream;
+};
+
+struct Affines {
+  Vector gamma;
+  Vector beta;
+};
+
+/// Bytes of scratch memory on the device that the launchers of whole operators and of reductions need.
+int64_t workspace_bytes(const LaunchPlan& plan);
+
+/// batchnorm_forward with batch statistics.
+struct ForwardTraining {
+  const void* x;
+  void* y;
+  Affines affine;
+  Running running;
+  double eps;
+  Vector save_mean;
+  Vector save_invstd;
+  void* workspace;
+};
+cudaError_t forward_training(const Launch& launch, const ForwardTraining& arguments);
+
+/// y from given statistics. `spread` is the variance, or invstd if so said. save_*: what was used, if wanted.
+struct Apply {
+  const void* x = nullptr;
+  void* y = nullptr;
+  Affines affine = {};
+  Vector mean = {};
+  Vector spread = {};
+  bool spread_is_invstd = false;
+  double eps = 0;
+  Vector save_mean = {};
+  Vector save_invstd = {};
+};
+cudaError_t apply(const Launch& launch, const Apply& arguments);
+
+struct Stats {
+  const void* x;
+  Vector mean;
+  Vector m2;
+  void* workspace;
+};
+cudaError_t stats(const Launch& launch, const Stats& arguments);
+
+/// Parts as dense [parts, channels] and [parts], of an accumulation type. `total`: the sum of all counts.
+struct GatherStats {
+  const void* mean = nullptr;
+  const void* m2 = nullptr;
+  const int64_t* count = nullptr;
+  int64_t parts = 0;
+  int64_t channels = 0;
+  Running running = {};
+  double eps = 0;
+  Vector out_mean = {};
+  Vector out_invstd = {};
+  const int64_t* total = nullptr;
+};
+cudaError_t gather_stats(ElementType accumulator, const GatherStats& arguments, cudaStream_t stream);
+
+/// sum_dy and sum_dy_xhat: results where wanted, arguments of backward_apply.
+struct Backward {
+  const void* dy = nullptr;
+  const void* x = nullptr;
+  void* dx = nullptr;
+  Vector gamma = {};
+  Vector mean = {};
+  Vector invstd = {};
+  Vector sum_dy = {};
+  Vector sum_dy_xhat = {};
+  int64_t count = 0;                         // values per channel of the whole batch
+  const int64_t* count_on_device = nullptr;  // instead of `count`, where given
+  void* workspace = nullptr;
+};
+/// dx and both sums.
+cudaError_t backward_training(const Launch& launch, const Backward& arguments);
+/// The sums alone.
+cudaError_t backward_reduce(const Launch& launch, const Backward& arguments);
+/// dx from the sums.
+cudaError_t backward_apply(const Launch& launch, const Backward& arguments);
+/// dx from dy, gamma and invstd alone.
+cudaError_t backward_eval(const Launch& launch, const Backward& arguments);
+
+}  // namespace my_ops::cuda

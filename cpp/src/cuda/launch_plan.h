@@ -1,0 +1,48 @@
+// Which kernels serve a problem, and with which grid: a function of the shape, the element type and the device alone,
+// so that the same call always adds in the same order. Plain C++, tested without a GPU.
+#pragma once
+
+#include "cuda/tiling.h"
+
+namespace my_ops::cuda {
+
+/// What the plan must know of a GPU.
+struct Device {
+  int32_t multiprocessors;
+  int32_t shared_bytes;  // that one CTA may have, after opting in
+  int32_t max_team;      // CTAs in a cluster: 8 from sm_90 on, 1 before; 0 forbids the fused family
+};
+
+struct Problem {
+  plan::Shape shape;
+  int32_t element_bytes;
+  bool aligned;  // every tensor starts on a multiple of 16 bytes
+};
+
+/// stream: one kernel reduces tiles to partial results, one joins these per channel, one maps the tensor.
+/// fused: a team of CTAs keeps a strip in shared memory: the tensor is read once.
+enum class Family { stream, fused };
+
+struct LaunchPlan {
+  Family family;
+  Tiling tiling;
+  int32_t team;  // CTAs per strip; more than one is a thread block cluster. 1 for stream
+};
+
+/// `inputs`: tensors that the whole operator reads: 1 forward, 2 backward.
+LaunchPlan plan_whole(const Problem& problem, int32_t inputs, const Device& device);
+
+/// Passes over the tensor that reduce, or map element by element.
+Tiling plan_stream(const Problem& problem, const Device& device);
+
+/// Bytes of shared memory for the values of a strip that one CTA of the team keeps.
+int64_t stash_bytes(const Tiling& tiling, int32_t element_bytes, int32_t inputs);
+
+/// Bytes of shared memory beside the stash: per thread one pair of sums for each channel of a vector, and per channel
+/// of the tile its coefficients and partial results.
+int64_t scratch_bytes(const Tiling& tiling, int32_t element_bytes);
+
+/// True if the V columns of a thread always belong to one channel.
+inline bool one_channel_per_vector(const Tiling& tiling) { return tiling.inner % tiling.vector == 0; }
+
+}  // namespace my_ops::cuda
