@@ -2,7 +2,7 @@
 #
 # torch's own TorchConfig.cmake wants a complete CUDA toolkit as soon as torch was built with CUDA; asking the
 # interpreter works alike for the CPU and the CUDA build, with or without a toolkit.
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -c
           "import torch; print(torch.__path__[0], torch.__version__, torch.version.cuda or 'none', sep=';')"

@@ -167,7 +167,8 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
     });
   }
   const auto as_gamma = [&](const Tensor& gradient) {
-    return gamma && gradient.defined() ? gradient.to(gamma->scalar_type()) : gradient;
+    const bool other = gamma && gradient.defined() && gradient.scalar_type() != gamma->scalar_type();
+    return other ? gradient.to(gamma->scalar_type()) : gradient;
   };
   return {wanted.input, as_gamma(wanted.gamma), as_gamma(wanted.beta)};
 }
