@@ -274,3 +274,24 @@ def test_a_write_under_somebody_elses_graph_is_detected(device: str) -> None:
     ops.batchnorm_forward(torch.randn(4, 3, device=device), None, None, running_mean, None, True, 0.1, EPS)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
+
+
+def test_third_order(device: str, training: bool) -> None:
+    """The second derivatives of a gradient."""
+    args = arguments(torch.randn(3, 2, 2, dtype=DOUBLE, device=device), training)
+    weights = torch.randn_like(args.input)
+
+    def gradients(x: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+        output = ops.batchnorm_forward(x, gamma, None, args.running_mean, args.running_var, training, 0.0, EPS)[0]
+        return torch.autograd.grad((output * weights).sum(), (x, gamma), create_graph=True)
+
+    leaves = [t.requires_grad_() for t in (args.input, args.gamma)]
+    assert gradgradcheck(gradients, leaves)
+
+
+def test_derivative_of_the_mean_is_finite(device: str) -> None:
+    """d mean / dx = 1/M whatever x holds."""
+    x = torch.tensor([[1.0, torch.inf], [torch.nan, 2.0]], device=device, requires_grad=True)
+    mean, _, _ = ops.batchnorm_stats(x)
+    (grad,) = torch.autograd.grad(mean.sum(), x)
+    assert torch.equal(grad, torch.full_like(x, 0.5))

@@ -11,11 +11,6 @@ namespace {
 
 using ops::OutputMask;
 
-Tensor sum_of(const Tensor& a, const Tensor& b) {
-  if (!a.defined()) return b;
-  return b.defined() ? a + b : a;
-}
-
 /// batchnorm_forward as a function of (input, gamma, beta).
 ///
 /// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too:

@@ -4,6 +4,7 @@
 // work under torch.func transforms.
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
@@ -38,6 +39,12 @@ PointerTo<N> make_node(const Inputs&... inputs) {
   }
   node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
   return node;
+}
+
+/// Undefined counts as zero.
+inline Tensor sum_of(const Tensor& a, const Tensor& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
 }
 
 inline Tensor in_dtype(const Tensor& gradient, at::ScalarType dtype) {

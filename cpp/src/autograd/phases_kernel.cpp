@@ -19,11 +19,14 @@ class StatsNode : public SavingNode<2> {
   variable_list apply(variable_list&& grads) override {
     const Tensor input = saved(kInput);
     const Tensor mean = saved(kMean);
-    Tensor gradient = input.to(mean.scalar_type()).mul(0);
-    if (grads[0].defined()) gradient = gradient + per_channel(grads[0] / c10::Scalar(values_per_channel(input)), input);
+    Tensor gradient;
+    if (grads[0].defined()) {
+      const Tensor per_value = grads[0] / c10::Scalar(values_per_channel(input));
+      gradient = per_channel(per_value, input).expand_symint(input.sym_sizes());
+    }
     if (grads[1].defined()) {
-      gradient =
-          gradient + (input.to(mean.scalar_type()) - per_channel(mean, input)) * per_channel(2 * grads[1], input);
+      const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
+      gradient = sum_of(gradient, centered * per_channel(2 * grads[1], input));
     }
     return {if_wanted(0, gradient, input.scalar_type())};
   }
@@ -50,7 +53,7 @@ class GatherStatsNode : public SavingNode<4> {
     if (grads[1].defined()) {
       const Tensor slope = -grads[1] * invstd * invstd * invstd;
       const Tensor through_means = share * (means - mean) * slope;
-      grad_means = grad_means.defined() ? grad_means + through_means : through_means;
+      grad_means = sum_of(grad_means, through_means);
       grad_m2s = count.sign() * slope / (2 * total);  // M2 of an empty part is not read
     }
     return {if_wanted(0, grad_means, means.scalar_type()), if_wanted(1, grad_m2s, means.scalar_type())};

@@ -8,8 +8,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
-
 #include "plan/partition.h"
 
 namespace my_ops::cpu {

@@ -1,7 +1,8 @@
 // One-pass statistics with a pivot: with d = x - pivot, mean = pivot + sum(d)/n and M2 = sum(d^2) - sum(d)^2/n.
 //
 // The subtraction cancels only if |mean - pivot| is large against the standard deviation. The pivot is the mean of a
-// few values spread over the region, so that is rare: where it happens, the channel is read again.
+// few values spread over the region, so that is rare; where it happens (images with large uniform areas), the channel
+// is read again with the mean just found as its pivot, while it is in the cache.
 #pragma once
 
 #include "cpu/simd/runs.h"
@@ -20,7 +21,8 @@ struct ShiftedSums {
 constexpr int64_t kSamples = 8;
 
 /// The pivot of each channel of the region: the mean of samples, x0 + sum(xi - x0) / samples, which is exact for
-/// constant channels; 0 where that is not finite.
+/// constant channels; 0 where that is not finite. Rounded to the element type: a pivot with more bits than the values
+/// would give every difference the same low bits, whose roundings add up instead of cancelling.
 template <class T, class A = Accumulator<T>>
 void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& region, A* pivot) {
   const int64_t channels = region.c1 - region.c0;
