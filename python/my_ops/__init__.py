@@ -9,8 +9,11 @@ __version__ = _load(__path__)["version"]
 
 # The modules below bind the operators, which exist from here on.
 from . import functional
+from ._functionalization import register as _register
 from .convert import convert_batchnorm, revert_batchnorm
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+
+_register()
 
 __all__ = [
     "BatchNorm1d",
