@@ -11,6 +11,9 @@ __version__ = _load(__path__)["version"]
 from . import functional
 from .convert import convert_batchnorm, revert_batchnorm
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .vmap import register as _register_vmap_rules
+
+_register_vmap_rules()
 
 __all__ = [
     "BatchNorm1d",
