@@ -1,5 +1,6 @@
 #include "plan/checks.h"
 
+#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 
 #include <initializer_list>
@@ -367,8 +368,14 @@ void check_backward_apply_out(const Tensor& grad_output, const Tensor& input, co
 }
 
 void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
-  TORCH_CHECK(!running_mean || !running_mean->requires_grad(), op, ": expected running_mean not to require grad");
-  TORCH_CHECK(!running_var || !running_var->requires_grad(), op, ": expected running_var not to require grad");
+  const auto check = [op](const char* name, const OptionalTensor& tensor) {
+    if (!tensor) return;
+    TORCH_CHECK(!c10::GradMode::is_enabled() || !tensor->requires_grad(), op, ": expected ", name,
+                " not to require grad");
+    TORCH_CHECK(!tensor->_fw_grad(/*level=*/0).defined(), op, ": expected ", name, " not to have a tangent");
+  };
+  check("running_mean", running_mean);
+  check("running_var", running_var);
 }
 
 }  // namespace my_ops::plan

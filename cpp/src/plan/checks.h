@@ -56,7 +56,7 @@ void check_backward_apply_out(const at::Tensor& grad_output, const at::Tensor& i
                               const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                               const at::Tensor& sum_dy_xhat, const at::Tensor& count, const at::Tensor& out);
 
-/// Running statistics are state: written by the kernel, unknown to autograd.
+/// Running statistics are state: written by the kernel, unknown to autograd in reverse and in forward mode.
 void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var);
 
 }  // namespace my_ops::plan
