@@ -210,13 +210,13 @@ def _shard_by_channel() -> None:
     images, vectors = Shard(1), Shard(0)
 
     @register_sharding(ops.batchnorm_forward.default)
-    def forward(input, gamma, beta, mean, var, training, momentum, eps, counter=None):  # type: ignore[no-untyped-def]
+    def forward(input, gamma, beta, mean, var, training, momentum, eps, counter=None):
         given = [vectors if vector is not None else None for vector in (gamma, beta, mean, var)]
         tracked = None if counter is None else Replicate()
         return [([images, vectors, vectors], [images, *given, None, None, None, tracked])]
 
     @register_sharding(ops.batchnorm_backward.default)
-    def backward(dy, input, gamma, mean, invstd, training=True, mask=None):  # type: ignore[no-untyped-def]
+    def backward(dy, input, gamma, mean, invstd, training=True, mask=None):
         weight = None if gamma is None else vectors
         return [([images, vectors, vectors], [images, images, weight, vectors, vectors, None, None])]
 
