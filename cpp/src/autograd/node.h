@@ -1,4 +1,5 @@
-// What the derivative nodes share: making one, saving tensors for the backward pass, and reaching the device kernels.
+// What the derivative nodes share: making one, saving tensors for the backward pass, being recorded by compiled
+// autograd.
 //
 // The nodes are hand-written, like those that torch generates for its own operators: torch::autograd::Function does not
 // work under torch.func transforms.
@@ -10,12 +11,17 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "autograd/formulas.h"
 
 namespace my_ops::autograd {
 
@@ -42,21 +48,28 @@ PointerTo<N> make_node(const Inputs&... inputs) {
 }
 
 /// Undefined counts as zero.
-inline Tensor sum_of(const Tensor& a, const Tensor& b) {
-  if (!a.defined()) return b;
-  return b.defined() ? a + b : a;
+inline Tensor sum_of(const Tensor& a, const Tensor& b) { return (Term(a) + b).tensor(); }
+
+/// As the operators take arguments that may be left out.
+inline OptionalTensor none_if_undefined(Tensor tensor) {
+  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
-inline Tensor in_dtype(const Tensor& gradient, at::ScalarType dtype) {
-  return gradient.defined() && gradient.scalar_type() != dtype ? gradient.to(dtype) : gradient;
-}
+/// What derivatives depend on besides tensors. A node uses what its operator has.
+struct Constants {
+  bool training = true;
+  at::ScalarType beta_dtype = at::kFloat;
+};
 
 /// A node with kSaved saved tensors, each possibly absent.
-template <size_t kSaved>
+template <class Derived, size_t kSaved>
 class SavingNode : public torch::autograd::Node {
  public:
+  Constants constants;
+
   void save(size_t index, const OptionalTensor& tensor, bool is_output = false) {
     saved_[index] = torch::autograd::SavedVariable(tensor, is_output);
+    is_output_[index] = is_output;
   }
 
   void release_variables() override {
@@ -64,16 +77,47 @@ class SavingNode : public torch::autograd::Node {
     for (auto& saved : saved_) saved.reset_data();
   }
 
+  /// Compiled autograd records this node in a graph. Saved tensors become inputs of the graph; what else apply()
+  /// depends on is the key under which the graph is found again.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (size_t i = 0; i < kSaved; ++i) args.collect(saved_[i], is_output_[i]);
+    for (const bool wanted : all_wanted()) args.collect(wanted);
+    args.collect(constants.training);
+    args.collect(constants.beta_dtype);
+  }
+
+  /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& graph) override {
+    namespace compiled = torch::dynamo::autograd;
+    const auto apply_copy = [constants = constants, wanted = all_wanted()](const variable_list& grads,
+                                                                           const std::vector<c10::IValue>& tensors) {
+      const auto node = make_node<Derived>();
+      node->constants = constants;
+      node->wanted_ = wanted;
+      for (size_t i = 0; i < kSaved; ++i) node->save(i, tensors[i].toTensor());
+      return node->apply(variable_list(grads));
+    };
+    for (auto& saved : saved_) graph.before(saved);
+    std::vector<c10::IValue> tensors;
+    for (size_t i = 0; i < kSaved; ++i) tensors.emplace_back(saved(i));
+    for (auto& saved : saved_) graph.after(saved);
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::vector<at::TypePtr> types(kSaved, at::TensorType::get());
+    const auto function = compiler->bind_function(graph.get_py_compiler(), name(), apply_copy, types,
+                                                  /*is_custom_function=*/true);
+    using Metadata = compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>;
+    return compiler->call_function(graph.get_py_compiler(), "apply_functional", function, grads, tensors,
+                                   Metadata::pack(compiled::get_input_metadata(next_edges())));
+  }
+
  protected:
   /// Undefined if absent; an error if released or changed in place since.
   Tensor saved(size_t index) { return saved_[index].unpack(getptr()); }
 
-  OptionalTensor saved_optional(size_t index) {
-    Tensor tensor = saved(index);
-    return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
-  }
+  OptionalTensor saved_optional(size_t index) { return none_if_undefined(saved(index)); }
 
-  bool wants(size_t input) { return task_should_compute_output(input); }
+  bool wants(size_t input) const { return wanted_.empty() ? task_should_compute_output(input) : wanted_[input]; }
 
   /// Only gradients that somebody waits for, each in the dtype of the input it belongs to.
   Tensor if_wanted(size_t input, const Tensor& gradient, at::ScalarType dtype) {
@@ -82,21 +126,19 @@ class SavingNode : public torch::autograd::Node {
 
  private:
   std::array<torch::autograd::SavedVariable, kSaved> saved_;
-};
+  std::array<bool, kSaved> is_output_{};
+  std::vector<bool> wanted_;  // empty: ask the graph task
 
-template <class... Tensors>
-bool any_tangent(const Tensors&... tensors) {
-  return (torch::autograd::isFwGradDefined(tensors) || ...);
-}
+  std::vector<bool> all_wanted() const {
+    std::vector<bool> all;
+    for (size_t i = 0; i < num_outputs(); ++i) all.push_back(wants(i));
+    return all;
+  }
+};
 
 /// The kernels write running statistics; saved copies of them must notice.
 inline void count_change(const OptionalTensor& tensor) {
   if (tensor) torch::autograd::increment_version(*tensor);
-}
-
-template <class... Tensors>
-void refuse_tangents(const char* op, const Tensors&... tensors) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(tensors...), op, ": forward-mode derivatives are not implemented");
 }
 
 }  // namespace my_ops::autograd
