@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-for package in ("jinja2", "matplotlib", "orjson", "rich", "sklearn", "transformers", "typer"):
+for package in ("jinja2", "matplotlib", "rich", "sklearn", "transformers", "typer"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
 
 from typer.testing import CliRunner
