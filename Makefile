@@ -1,10 +1,12 @@
 # Everything runs in $(VENV), which is filled with what requirements/ pins. On a machine whose Python already has torch,
 # `make test PYTHON=python3 VENV=` uses that one: it installs nothing, and takes cmake and ninja from the PATH.
+# `make test TORCH=2.14.1` uses another torch than the pinned one, in an environment and a build folder of its own.
 PYTHON ?= python3
-VENV ?= .venv
+TORCH ?=
+VENV ?= $(if $(TORCH),.venv-torch-$(TORCH),.venv)
 
 ifneq ($(VENV),)
-  build := build/venv
+  build := build/$(if $(TORCH),torch-$(TORCH),venv)
   python := $(VENV)/bin/python
   environment := $(VENV)/.requirements
   export PATH := $(abspath $(VENV)/bin):$(PATH)
@@ -49,11 +51,22 @@ format: $(environment) ## bring all sources into that style
 clean: ## remove what was built; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 
-ifneq ($(VENV),)
+ifneq ($(TORCH),)
+# What another torch depends on is not what constraints.txt pins: it is installed by itself.
+$(environment): $(wildcard requirements/*.txt)
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install torch==$(TORCH)
+	grep -h '^[a-z].*==' requirements/build.txt requirements/test.txt | grep -v '^torch==' | \
+	  xargs $(python) -m pip install -c requirements/constraints.txt
+	touch $@
+else ifneq ($(VENV),)
 $(environment): $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install $(addprefix -r requirements/,build.txt test.txt compare.txt lint.txt)
 	touch $@
+endif
+
+ifneq ($(VENV),)
 
 $(package): $(environment) $(sources)
 	$(python) -m pip install --verbose --no-build-isolation --no-deps --editable . \

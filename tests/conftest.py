@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,15 @@ def devices() -> list[str]:
 
 def pytest_report_header() -> str:
     return f"my_ops: {torch.ops.my_ops.build_info()}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = getattr(sys.modules.get("test_pytorch_cases"), "COUNTS", {})
+    if counts:
+        total = sum(counts.values())
+        terminalreporter.section(f"PyTorch's own cases: {total} samples in {len(counts)} modes")
+        for mode in sorted(counts):
+            terminalreporter.line(f"{counts[mode]:5d}  {mode}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,64 @@ OTHERS: dict[str, Callable[[str], Call]] = {
     "backward_reduce": lambda device: _phase("batchnorm_backward_reduce", 2, 2, device),
     "backward_apply": lambda device: _phase("batchnorm_backward_apply", 2, 4, device, gamma=True, count=True),
 }
+
+
+def _out(call: Call, *names: str, layout: str | None = None) -> tuple[Call, dict[str, torch.Tensor]]:
+    """The `out` overload of a call, with targets for its results; images in `layout`."""
+    op, args = call
+    detached = tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args)
+    copies = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in detached]
+    results = op(*copies)
+    results = results if isinstance(results, tuple) else (results,)
+    targets = [torch.empty(3) if result is None else torch.empty_like(result) for result in results]
+    if layout:
+        targets[0] = arrange(targets[0].contiguous(), layout)
+    overload = getattr(ops, op.overloadpacket.__name__).out
+    return (overload, detached), dict(zip(names, targets, strict=True))
+
+
+FORWARD_RESULTS = ("output", "save_mean", "save_invstd")
+BACKWARD_RESULTS = ("grad_input", "grad_gamma", "grad_beta")
+OUT: dict[str, Callable[[str], tuple[Call, dict[str, torch.Tensor]]]] = {
+    "training": lambda device: _out(FORWARD["training"](device), *FORWARD_RESULTS),
+    "training_cumulative": lambda device: _out(FORWARD["training_cumulative"](device), *FORWARD_RESULTS),
+    "training_with_nothing": lambda device: _out(FORWARD["training_with_nothing"](device), *FORWARD_RESULTS),
+    "eval_channels_last": lambda device: _out(FORWARD["eval_channels_last"](device), *FORWARD_RESULTS),
+    "eval_strided": lambda device: _out(FORWARD["eval"](device), *FORWARD_RESULTS, layout="strided"),
+    "backward": lambda device: _out(OTHERS["backward"](device), *BACKWARD_RESULTS),
+    "backward_channels_last": lambda device: _out(OTHERS["backward_channels_last"](device), *BACKWARD_RESULTS),
+    "backward_masked": lambda device: _out(OTHERS["backward_masked"](device), *BACKWARD_RESULTS),
+    "apply": lambda device: _out(OTHERS["apply"](device), "out"),
+    "apply_channels_last": lambda device: _out(OTHERS["apply"](device), "out", layout="contiguous"),
+    "backward_apply": lambda device: _out(OTHERS["backward_apply"](device), "out"),
+}
+
+
+def test_every_overload_has_a_case() -> None:
+    schemas = [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("my_ops::batchnorm")]
+    cases = [case("cpu") for case in (FORWARD | OTHERS).values()] + [case("cpu")[0] for case in OUT.values()]
+    checked = {(op._schema.name, op._schema.overload_name) for op, _ in cases}
+    assert checked == {(schema.name, schema.overload_name) for schema in schemas}
+    assert len(checked) == 11
+
+
+@pytest.mark.parametrize("case", OUT)
+def test_opcheck_of_out(device: str, case: str) -> None:
+    (op, args), targets = OUT[case](device)
+    torch.library.opcheck(op, args, targets)
+
+
+@pytest.mark.parametrize("case", OUT)
+def test_meta_tensors_of_out_are_resized_like_real_ones(device: str, case: str) -> None:
+    (op, args), targets = OUT[case](device)
+    empty = {name: target.new_empty(0) for name, target in targets.items()}
+    meta = {name: target.to("meta") for name, target in empty.items()}
+    shadows: list[Any] = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args]
+    op(*args, **empty)
+    op(*shadows, **meta)
+    for name, target in empty.items():
+        assert meta[name].is_meta
+        assert (meta[name].shape, meta[name].stride()) == (target.shape, target.stride()), name
 
 
 @pytest.mark.parametrize("case", [*FORWARD, *OTHERS])

@@ -7,8 +7,8 @@ namespace {
 
 // The handle of an operator, looked up once. `Function` is one of the declarations in ops.h: the schema must agree.
 template <class Function>
-c10::TypedOperatorHandle<Function> find(const char* name, Function*) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
+c10::TypedOperatorHandle<Function> find(const char* name, Function*, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Function>();
 }
 
 }  // namespace
@@ -28,6 +28,25 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
                                                       OutputMask output_mask) {
   static const auto op = find("my_ops::batchnorm_backward", batchnorm_backward);
   return op.call(grad_output, input, gamma, save_mean, save_invstd, training, output_mask);
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
+    const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    const OptionalTensor& num_batches_tracked, Tensor& output, Tensor& save_mean, Tensor& save_invstd) {
+  static const auto op = find("my_ops::batchnorm_forward", batchnorm_forward_out, "out");
+  return op.call(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, output,
+                 save_mean, save_invstd);
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_output, const Tensor& input,
+                                                             const OptionalTensor& gamma, const Tensor& save_mean,
+                                                             const Tensor& save_invstd, bool training,
+                                                             OutputMask output_mask, Tensor& grad_input,
+                                                             Tensor& grad_gamma, Tensor& grad_beta) {
+  static const auto op = find("my_ops::batchnorm_backward", batchnorm_backward_out, "out");
+  return op.call(grad_output, input, gamma, save_mean, save_invstd, training, output_mask, grad_input, grad_gamma,
+                 grad_beta);
 }
 
 std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
@@ -50,6 +69,12 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
   return op.call(input, gamma, beta, mean, invstd);
 }
 
+Tensor& batchnorm_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, Tensor& out) {
+  static const auto op = find("my_ops::batchnorm_apply", batchnorm_apply_out, "out");
+  return op.call(input, gamma, beta, mean, invstd, out);
+}
+
 std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
                                                      const Tensor& invstd) {
   static const auto op = find("my_ops::batchnorm_backward_reduce", batchnorm_backward_reduce);
@@ -61,6 +86,13 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
                                 const Tensor& sum_dy_xhat, const Tensor& count) {
   static const auto op = find("my_ops::batchnorm_backward_apply", batchnorm_backward_apply);
   return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+}
+
+Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                     const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                     const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out) {
+  static const auto op = find("my_ops::batchnorm_backward_apply", batchnorm_backward_apply_out, "out");
+  return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
 }
 
 }  // namespace my_ops::ops

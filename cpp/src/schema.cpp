@@ -17,6 +17,15 @@ TORCH_LIBRARY(my_ops, m) {
       "batchnorm_backward(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
       "bool training=True, bool[3] output_mask=[True, True, True]) "
       "-> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+  m.def(
+      "batchnorm_forward.out(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, bool training, float? momentum, float eps, Tensor(c!)? num_batches_tracked=None, *, "
+      "Tensor(d!) output, Tensor(e!) save_mean, Tensor(f!) save_invstd) -> (Tensor(d!), Tensor(e!), Tensor(f!))");
+  // Where output_mask is False the argument is left alone.
+  m.def(
+      "batchnorm_backward.out(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
+      "bool training=True, bool[3] output_mask=[True, True, True], *, "
+      "Tensor(a!) grad_input, Tensor(b!) grad_gamma, Tensor(c!) grad_beta) -> (Tensor(a!), Tensor(b!), Tensor(c!))");
 
   // The same in phases, with room for a collective between them: stats | gather_stats, apply and
   // backward_reduce | backward_apply. mean, m2: [C]; count: [1]; gather_stats takes R parts: [R, C], [R, C], [R].
@@ -27,11 +36,17 @@ TORCH_LIBRARY(my_ops, m) {
       "-> (Tensor mean, Tensor invstd, Tensor count)");
   m.def("batchnorm_apply(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd) -> Tensor");
   m.def(
+      "batchnorm_apply.out(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, *, Tensor(a!) out) "
+      "-> Tensor(a!)");
+  m.def(
       "batchnorm_backward_reduce(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd) "
       "-> (Tensor sum_dy, Tensor sum_dy_xhat)");
   m.def(
       "batchnorm_backward_apply(Tensor grad_output, Tensor input, Tensor? gamma, Tensor mean, Tensor invstd, "
       "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count) -> Tensor");
+  m.def(
+      "batchnorm_backward_apply.out(Tensor grad_output, Tensor input, Tensor? gamma, Tensor mean, Tensor invstd, "
+      "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count, *, Tensor(a!) out) -> Tensor(a!)");
 
   // What this library is and runs on.
   m.def("cpu_capability() -> str", &my_ops::cpu_capability);

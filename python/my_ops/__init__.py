@@ -10,7 +10,12 @@ __version__ = _load(__path__)["version"]
 # The modules below bind the operators, which exist from here on.
 from . import functional
 from .convert import convert_batchnorm, revert_batchnorm
+from .functionalization import register as _register_functionalization
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .vmap import register as _register_vmap_rules
+
+_register_functionalization()
+_register_vmap_rules()
 
 __all__ = [
     "BatchNorm1d",

@@ -21,6 +21,7 @@ def batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     num_batches_tracked: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Batch normalization over all dimensions but the second, as :func:`torch.nn.functional.batch_norm`.
 
@@ -38,13 +39,34 @@ def batch_norm(
         eps: added to the variance; more than 0 if ``training``, else 0 or more.
         num_batches_tracked: int64, one element; the operator itself adds 1 if ``training`` and the batch is not empty.
 
+        out: where the result is written, without an autograd graph; the input's dtype and sizes, or no elements. May be
+            ``input`` itself, else it shares no memory with the other arguments.
+
     Returns:
-        A tensor of the input's dtype, sizes and memory layout.
+        A tensor of the input's dtype, sizes and memory layout; ``out`` if that is given.
 
     Raises:
         ValueError: ``training`` with one value per channel; an ``eps`` out of range.
         RuntimeError: any other argument that does not fit; the message names it, what was expected and what came.
     """
+    if out is not None:
+        statistics = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mean = input.new_empty(input.shape[1:2], dtype=statistics)
+        invstd = torch.empty_like(mean)
+        return batchnorm_forward(
+            input,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            training,
+            momentum,
+            eps,
+            num_batches_tracked,
+            output=out,
+            save_mean=mean,
+            save_invstd=invstd,
+        )[0]
     return batchnorm_forward(
         input, weight, bias, running_mean, running_var, training, momentum, eps, num_batches_tracked
     )[0]

@@ -82,8 +82,8 @@ class BackwardNode : public SavingNode<5> {
       Tensor m2;
       const c10::Scalar count(values_per_channel(input));
       if (training) {
-        m1 = channel_sum(in.dy) / count;
-        m2 = channel_sum(in.dy * in.xhat()) / count;
+        m1 = in.sum_dy() / count;
+        m2 = in.sum_dy_xhat() / count;
       }
       through_dx = backward_apply_gradients(grads[0], in, m1, m2);
       if (training) {
@@ -104,15 +104,74 @@ class BackwardNode : public SavingNode<5> {
   }
 };
 
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+/// dy/dx is a symmetric matrix, so that the tangent of x goes through batchnorm_backward as a gradient does:
+///   y' = batchnorm_backward(x') + gamma'*xhat + beta'
+/// In training, with the two sums that batchnorm_backward returns besides:
+///   mean' = sum(x')/M        invstd' = -invstd^2 * sum(x'*xhat)/M
+void set_forward_tangents(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, bool training,
+                          const Three& result) {
+  if (!any_tangent(input, gamma, beta)) return;
+  const auto& [output, mean, invstd] = result;
+  const Tensor x = primal_of(input);
+  const Tensor x_tangent = tangent_of(input);
+  const Tensor gamma_tangent = tangent_of(gamma);
+  const Tensor beta_tangent = tangent_of(beta);
+  Term output_tangent;
+  Term mean_tangent;
+  Term invstd_tangent;
+  if (x_tangent.defined()) {
+    OptionalTensor wide_gamma = primal_of(gamma);  // the sums have its dtype
+    if (wide_gamma) wide_gamma = in_dtype(*wide_gamma, mean.scalar_type());
+    auto [through_x, sum_xhat, sum] =
+        ops::batchnorm_backward(x_tangent, x, wide_gamma, mean, invstd, training, {true, training, training});
+    output_tangent = through_x;
+    if (training) {
+      const c10::Scalar count(values_per_channel(x));
+      mean_tangent = sum / count;
+      invstd_tangent = -invstd * invstd * sum_xhat / count;
+    }
+  }
+  if (gamma_tangent.defined()) {
+    output_tangent =
+        output_tangent + ops::batchnorm_apply(x, gamma_tangent, none_if_undefined(beta_tangent), mean, invstd);
+  } else {
+    output_tangent = output_tangent + per_channel(Term(beta_tangent), x);
+  }
+  set_tangent(output, output_tangent);
+  set_tangent(mean, mean_tangent);
+  set_tangent(invstd, invstd_tangent);
+}
+
+/// The sums are those of dx = gamma*r*(dy - m1 - xhat*m2) and results themselves.
+void set_backward_tangents(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                           const Tensor& mean, const Tensor& invstd, bool training, const Three& result) {
+  if (!any_tangent(grad_output, input, gamma, mean, invstd)) return;
+  const auto& [grad_input, grad_gamma, grad_beta] = result;
+  const Normalized in(primal_of(grad_output), primal_of(input), primal_of(gamma), primal_of(mean), primal_of(invstd));
+  const Tangents t = tangents_of(grad_output, input, gamma, mean, invstd);
+  SumTangents sums;
+  if (training || grad_gamma.defined() || grad_beta.defined()) sums = backward_reduce_tangents(in, t);
+  Term dx;
+  if (grad_input.defined() && training) {
+    const c10::Scalar count(values_per_channel(in.dy));
+    dx = backward_apply_tangent(in, t, in.sum_dy() / count, in.sum_dy_xhat() / count, sums.dy / count,
+                                sums.dy_xhat / count);
+  } else if (grad_input.defined()) {
+    dx = backward_apply_tangent(in, t, {}, {}, {}, {});
+  }
+  set_tangent(grad_input, dx);
+  set_tangent(grad_gamma, sums.dy_xhat);
+  set_tangent(grad_beta, sums.dy);
+}
+
 std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
                                                      const OptionalTensor& beta, const OptionalTensor& running_mean,
                                                      const OptionalTensor& running_var, bool training,
                                                      std::optional<double> momentum, double eps,
                                                      const OptionalTensor& num_batches_tracked) {
-  refuse_tangents("batchnorm_forward", input, gamma, beta, running_mean, running_var);
-  if (at::GradMode::is_enabled()) {
-    plan::check_not_differentiable("batchnorm_forward", running_mean, running_var);
-  }
+  plan::check_not_differentiable("batchnorm_forward", running_mean, running_var);
   PointerTo<ForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<ForwardNode>(input, gamma, beta);
@@ -133,6 +192,9 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   if (node) {
     torch::autograd::set_history(output, node);
     if (training) torch::autograd::set_history({mean, invstd}, node);
+  }
+  set_forward_tangents(input, gamma, beta, training, result);
+  if (node) {  // with history and tangents
     node->save(ForwardNode::kMean, mean, /*is_output=*/true);
     node->save(ForwardNode::kInvstd, invstd, /*is_output=*/true);
   }
@@ -143,7 +205,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
                                                       const OptionalTensor& gamma, const Tensor& save_mean,
                                                       const Tensor& save_invstd, bool training,
                                                       OutputMask output_mask) {
-  refuse_tangents("batchnorm_backward", grad_output, input, gamma, save_mean, save_invstd);
   PointerTo<BackwardNode> node;
   if (torch::autograd::compute_requires_grad(grad_output, input, gamma, save_mean, save_invstd)) {
     node = make_node<BackwardNode>(grad_output, input, gamma, save_mean, save_invstd);
@@ -162,6 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
     auto& [grad_input, grad_gamma, grad_beta] = result;
     torch::autograd::set_history({grad_input, grad_gamma, grad_beta}, node);
   }
+  set_backward_tangents(grad_output, input, gamma, save_mean, save_invstd, training, result);
   return result;
 }
 

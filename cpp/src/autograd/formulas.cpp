@@ -10,10 +10,30 @@ namespace my_ops::autograd {
 
 using at::Tensor;
 
+Term operator+(const Term& a, const Term& b) {
+  if (a.is_zero()) return b;
+  return b.is_zero() ? a : Term(a.tensor_ + b.tensor_);
+}
+
+Term operator-(const Term& a, const Term& b) {
+  if (b.is_zero()) return a;
+  return a.is_zero() ? -b.tensor_ : a.tensor_ - b.tensor_;
+}
+
+Term operator*(const Term& a, const Term& b) {
+  return a.is_zero() || b.is_zero() ? Term() : Term(a.tensor_ * b.tensor_);
+}
+
+Term operator/(const Term& a, const c10::Scalar& b) { return a.is_zero() ? Term() : Term(a.tensor_ / b); }
+
 Tensor per_channel(const Tensor& vector, const Tensor& like) {
   std::vector<int64_t> sizes(like.dim(), 1);
   sizes[1] = -1;
   return vector.reshape(sizes);
+}
+
+Term per_channel(const Term& vector, const Tensor& like) {
+  return vector.is_zero() ? Term() : Term(per_channel(vector.tensor(), like));
 }
 
 Tensor channel_sum(const Tensor& tensor) {
@@ -23,6 +43,8 @@ Tensor channel_sum(const Tensor& tensor) {
   }
   return tensor.sum(dims);
 }
+
+Term channel_sum(const Term& tensor) { return tensor.is_zero() ? Term() : Term(channel_sum(tensor.tensor())); }
 
 c10::SymInt values_per_channel(const Tensor& tensor) {
   c10::SymInt values = 1;
@@ -36,9 +58,18 @@ Normalized::Normalized(const Tensor& dy, const Tensor& x, const std::optional<Te
                        const Tensor& invstd)
     : invstd(invstd) {
   const auto dtype = plan::accumulation_dtype(x.scalar_type());
-  this->dy = dy.to(dtype);
+  if (dy.defined()) this->dy = dy.to(dtype);
   this->centered = x.to(dtype) - per_channel(mean, x);
   if (gamma) this->gamma = gamma->to(dtype);
+}
+
+Term Normalized::xhat_tangent(const Tangents& t) const {
+  return (t.x - per_channel(t.mean, centered)) * per_channel(invstd, centered) +
+         per_channel(t.invstd, centered) * centered;
+}
+
+Term Normalized::scale_tangent(const Tangents& t) const {
+  return t.gamma * invstd + (gamma.defined() ? t.invstd * gamma : t.invstd);
 }
 
 BackwardApplyGradients backward_apply_gradients(const Tensor& u_, const Normalized& in, const Tensor& m1,
@@ -72,6 +103,26 @@ BackwardReduceGradients backward_reduce_gradients(const Tensor& a_, const Tensor
   const Tensor slope = b * in.invstd;
   return {per_channel(a, in.dy) + in.centered * per_channel(slope, in.dy), in.dy * per_channel(slope, in.dy),
           -slope * channel_sum(in.dy), b * channel_sum(in.dy * in.centered)};
+}
+
+SumTangents backward_reduce_tangents(const Normalized& in, const Tangents& t) {
+  Term terms = in.xhat_tangent(t) * in.dy;
+  if (!t.dy.is_zero()) terms = terms + t.dy * in.xhat();
+  return {channel_sum(t.dy), channel_sum(terms)};
+}
+
+Term backward_apply_tangent(const Normalized& in, const Tangents& t, const Term& m1, const Term& m2,
+                            const Term& m1_tangent, const Term& m2_tangent) {
+  const auto wide = [&](const Term& vector) { return per_channel(vector, in.dy); };
+  const Tensor xhat = in.xhat();
+  const Term q = in.dy - wide(m1) - wide(m2) * xhat;
+  const Term q_tangent = t.dy - wide(m1_tangent) - in.xhat_tangent(t) * wide(m2) - wide(m2_tangent) * xhat;
+  return wide(in.scale_tangent(t)) * q + wide(in.scale()) * q_tangent;
+}
+
+Term apply_tangent(const Normalized& in, const Tangents& t, const Term& beta_tangent) {
+  const auto wide = [&](const Term& vector) { return per_channel(vector, in.centered); };
+  return wide(in.scale_tangent(t)) * in.centered + wide(in.scale()) * (t.x - wide(t.mean)) + wide(beta_tangent);
 }
 
 }  // namespace my_ops::autograd

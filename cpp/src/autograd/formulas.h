@@ -1,4 +1,5 @@
-// The partial derivatives of the phases, in differentiable tensor operations: so derivatives of any order follow.
+// The derivatives of the phases, in differentiable tensor operations: so derivatives of any order follow, in reverse
+// mode (gradients), in forward mode (tangents, written x' below) and in any nesting of the two.
 //
 // Every operator is treated as an honest function of its explicit arguments. save_mean and save_invstd are arguments of
 // the backward operator like any other, and autograd adds what flows through them to the forward operator.
@@ -8,19 +9,50 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <utility>
 
 namespace my_ops::autograd {
 
+/// A tensor, or undefined: exactly zero, like a gradient that nobody sent and the tangent of a constant. So a formula
+/// is written down whole, and its zeros cost nothing.
+class Term {
+ public:
+  Term() = default;
+  Term(at::Tensor tensor) : tensor_(std::move(tensor)) {}
+  bool is_zero() const { return !tensor_.defined(); }
+  const at::Tensor& tensor() const { return tensor_; }
+
+  friend Term operator+(const Term& a, const Term& b);
+  friend Term operator-(const Term& a, const Term& b);
+  friend Term operator*(const Term& a, const Term& b);
+  friend Term operator/(const Term& a, const c10::Scalar& b);
+
+ private:
+  at::Tensor tensor_;
+};
+
 /// A [C] vector as [1, C, 1, ...], to broadcast against `like`.
 at::Tensor per_channel(const at::Tensor& vector, const at::Tensor& like);
+Term per_channel(const Term& vector, const at::Tensor& like);
 
 /// Sum over all dimensions but the channels: [C].
 at::Tensor channel_sum(const at::Tensor& tensor);
+Term channel_sum(const Term& tensor);
 
 /// M, the values per channel, to divide by: 1 if there are none, whose sums are 0.
 c10::SymInt values_per_channel(const at::Tensor& tensor);
 
-/// The tensors of one channel-wise problem, in the accumulation dtype; gamma may be undefined (1).
+/// The tangents of the arguments of one channel-wise problem, in the accumulation dtype.
+struct Tangents {
+  Term dy;
+  Term x;
+  Term gamma;
+  Term mean;
+  Term invstd;
+};
+
+/// The tensors of one channel-wise problem, in the accumulation dtype; gamma may be undefined (1), and dy where the
+/// operator has none.
 struct Normalized {
   at::Tensor dy;
   at::Tensor centered;  // x - mean
@@ -33,6 +65,14 @@ struct Normalized {
   at::Tensor xhat() const { return centered * per_channel(invstd, centered); }
   at::Tensor scale() const { return gamma.defined() ? gamma * invstd : invstd; }
   at::Tensor times_gamma(const at::Tensor& vector) const { return gamma.defined() ? gamma * vector : vector; }
+  at::Tensor sum_dy() const { return channel_sum(dy); }
+  at::Tensor sum_dy_xhat() const { return channel_sum(dy * xhat()); }
+
+  /// xhat' = r*(x' - mean') + (x - mean)*r'
+  Term xhat_tangent(const Tangents& t) const;
+
+  /// (gamma*r)' = gamma'*r + gamma*r'
+  Term scale_tangent(const Tangents& t) const;
 };
 
 /// Gradients with respect to the arguments of dx = gamma * r * (dy - m1 - xhat * m2), all in the accumulation dtype.
@@ -65,5 +105,21 @@ struct BackwardReduceGradients {
 /// With a, b the gradients of the two sums (undefined: zero):
 ///   d/d dy = a + b*xhat    d/d x = b*r*dy    d/d mean = -b*r*sum(dy)    d/d r = b*sum(dy*(x - mean))
 BackwardReduceGradients backward_reduce_gradients(const at::Tensor& a, const at::Tensor& b, const Normalized& in);
+
+/// Tangents of the two sums:  sum_dy' = sum dy'        sum_dy_xhat' = sum(dy'*xhat + dy*xhat')
+struct SumTangents {
+  Term dy;
+  Term dy_xhat;
+};
+SumTangents backward_reduce_tangents(const Normalized& in, const Tangents& t);
+
+/// Tangent of dx = gamma*r * q with q = dy - m1 - xhat*m2:
+///   dx' = (gamma*r)'*q + gamma*r * (dy' - m1' - xhat'*m2 - xhat*m2')
+/// In eval mode m1, m2 and their tangents are zero.
+Term backward_apply_tangent(const Normalized& in, const Tangents& t, const Term& m1, const Term& m2,
+                            const Term& m1_tangent, const Term& m2_tangent);
+
+/// Tangent of y = gamma*r * (x - mean) + beta:  y' = (gamma*r)'*(x - mean) + gamma*r*(x' - mean') + beta'
+Term apply_tangent(const Normalized& in, const Tangents& t, const Term& beta_tangent);
 
 }  // namespace my_ops::autograd

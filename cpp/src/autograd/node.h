@@ -1,4 +1,4 @@
-// What the derivative nodes share: making one, saving tensors for the backward pass, and reaching the device kernels.
+// What the derivatives share: making a node, saving tensors for the backward pass, reading and setting tangents.
 //
 // The nodes are hand-written, like those that torch generates for its own operators: torch::autograd::Function does not
 // work under torch.func transforms.
@@ -16,6 +16,8 @@
 #include <mutex>
 #include <optional>
 #include <type_traits>
+
+#include "autograd/formulas.h"
 
 namespace my_ops::autograd {
 
@@ -42,13 +44,15 @@ PointerTo<N> make_node(const Inputs&... inputs) {
 }
 
 /// Undefined counts as zero.
-inline Tensor sum_of(const Tensor& a, const Tensor& b) {
-  if (!a.defined()) return b;
-  return b.defined() ? a + b : a;
-}
+inline Tensor sum_of(const Tensor& a, const Tensor& b) { return (Term(a) + b).tensor(); }
 
 inline Tensor in_dtype(const Tensor& gradient, at::ScalarType dtype) {
   return gradient.defined() && gradient.scalar_type() != dtype ? gradient.to(dtype) : gradient;
+}
+
+/// As the operators take arguments that may be left out.
+inline OptionalTensor none_if_undefined(Tensor tensor) {
+  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -68,10 +72,7 @@ class SavingNode : public torch::autograd::Node {
   /// Undefined if absent; an error if released or changed in place since.
   Tensor saved(size_t index) { return saved_[index].unpack(getptr()); }
 
-  OptionalTensor saved_optional(size_t index) {
-    Tensor tensor = saved(index);
-    return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
-  }
+  OptionalTensor saved_optional(size_t index) { return none_if_undefined(saved(index)); }
 
   bool wants(size_t input) { return task_should_compute_output(input); }
 
@@ -84,19 +85,43 @@ class SavingNode : public torch::autograd::Node {
   std::array<torch::autograd::SavedVariable, kSaved> saved_;
 };
 
-template <class... Tensors>
-bool any_tangent(const Tensors&... tensors) {
-  return (torch::autograd::isFwGradDefined(tensors) || ...);
-}
-
 /// The kernels write running statistics; saved copies of them must notice.
 inline void count_change(const OptionalTensor& tensor) {
   if (tensor) torch::autograd::increment_version(*tensor);
 }
 
 template <class... Tensors>
-void refuse_tangents(const char* op, const Tensors&... tensors) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(tensors...), op, ": forward-mode derivatives are not implemented");
+bool any_tangent(const Tensors&... tensors) {
+  return (torch::autograd::isFwGradDefined(tensors) || ...);
+}
+
+/// torch has one level of dual numbers; torch.func nests them by wrapping tensors, not by more levels.
+constexpr uint64_t kLevel = 0;
+
+/// Undefined if it has none.
+inline Tensor tangent_of(const OptionalTensor& tensor) { return tensor ? tensor->_fw_grad(kLevel) : Tensor(); }
+
+/// The tensor without its tangent, for formulas: a tangent must not have one itself.
+inline Tensor primal_of(const Tensor& tensor) {
+  return torch::autograd::isFwGradDefined(tensor) ? tensor._fw_primal(kLevel) : tensor;
+}
+
+inline OptionalTensor primal_of(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(primal_of(*tensor)) : std::nullopt;
+}
+
+inline Tangents tangents_of(const OptionalTensor& dy, const Tensor& x, const OptionalTensor& gamma, const Tensor& mean,
+                            const Tensor& invstd) {
+  const auto wide = [&](const OptionalTensor& tensor) { return in_dtype(tangent_of(tensor), mean.scalar_type()); };
+  return {wide(dy), wide(x), wide(gamma), wide(mean), wide(invstd)};
+}
+
+/// Nothing is set on outputs that the caller left out. A formula may leave out dimensions in which its value is
+/// constant.
+inline void set_tangent(const Tensor& output, const Term& tangent) {
+  if (!output.defined() || tangent.is_zero()) return;
+  const Tensor value = in_dtype(tangent.tensor(), output.scalar_type()).expand_symint(output.sym_sizes());
+  output._set_fw_grad(value, kLevel, /*is_inplace_op=*/false);
 }
 
 }  // namespace my_ops::autograd

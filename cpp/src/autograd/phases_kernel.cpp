@@ -1,4 +1,5 @@
 // Derivatives of the phase operators.
+#include <ATen/ops/ones_like.h>
 #include <torch/library.h>
 
 #include "autograd/formulas.h"
@@ -10,7 +11,7 @@
 namespace my_ops::autograd {
 namespace {
 
-/// (mean, M2) of input:  d mean / dx = 1/M      d M2 / dx = 2 * (x - mean)
+/// (mean, M2) of input:  d mean / dx = 1/M      d M2 / dx = 2*(x - mean)
 class StatsNode : public SavingNode<2> {
  public:
   enum Saved { kInput, kMean };
@@ -32,6 +33,26 @@ class StatsNode : public SavingNode<2> {
   }
 };
 
+/// mean' = sum(x')/M        M2' = 2*sum(x'*(x - mean)):  the sums of batchnorm_backward_reduce with invstd = 1
+void set_stats_tangents(const Tensor& input, const Tensor& mean, const Tensor& m2) {
+  if (!any_tangent(input)) return;
+  auto [sum, sum_centered] =
+      ops::batchnorm_backward_reduce(tangent_of(input), primal_of(input), mean, at::ones_like(mean));
+  set_tangent(mean, sum / c10::Scalar(values_per_channel(input)));
+  set_tangent(m2, 2 * sum_centered);
+}
+
+/// m_k, as a column of the parts' dtype, and M, which is 1 if there are no values.
+struct Counts {
+  Tensor part;
+  Tensor total;
+  Counts(const Tensor& count, const Tensor& means)
+      : part(count.to(means.scalar_type()).unsqueeze(1)), total(part.sum().clamp_min(1)) {}
+  Tensor share() const { return part / total; }
+  /// M2 of an empty part is not read.
+  Tensor has_values() const { return part.sign(); }
+};
+
 /// (mean, invstd) of R parts with m_k values each, M = sum m_k, var = sum(M2_k + m_k*(mean_k - mean)^2) / M:
 ///   d mean / d mean_k = m_k/M        d invstd / d M2_k = -invstd^3 / (2M)
 ///   d invstd / d mean_k = -invstd^3 * m_k * (mean_k - mean) / M
@@ -44,21 +65,33 @@ class GatherStatsNode : public SavingNode<4> {
     const Tensor means = saved(kMeans);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
-    const Tensor count = saved(kCount).to(means.scalar_type()).unsqueeze(1);
-    const Tensor total = count.sum().clamp_min(1);
-    const Tensor share = count / total;  // m_k/M: [R, 1]
+    const Counts count(saved(kCount), means);
     Tensor grad_means;
     Tensor grad_m2s;
-    if (grads[0].defined()) grad_means = share * grads[0];
+    if (grads[0].defined()) grad_means = count.share() * grads[0];
     if (grads[1].defined()) {
       const Tensor slope = -grads[1] * invstd * invstd * invstd;
-      const Tensor through_means = share * (means - mean) * slope;
-      grad_means = sum_of(grad_means, through_means);
-      grad_m2s = count.sign() * slope / (2 * total);  // M2 of an empty part is not read
+      grad_means = sum_of(grad_means, count.share() * (means - mean) * slope);
+      grad_m2s = count.has_values() * slope / (2 * count.total);
     }
     return {if_wanted(0, grad_means, means.scalar_type()), if_wanted(1, grad_m2s, means.scalar_type())};
   }
 };
+
+/// mean' = sum(m_k*mean_k')/M        invstd' = -invstd^3 * sum(M2_k'/2 + m_k*(mean_k - mean)*mean_k')/M
+void set_gather_stats_tangents(const Tensor& mean, const Tensor& m2, const Tensor& count, const Tensor& total_mean,
+                               const Tensor& invstd) {
+  if (!any_tangent(mean, m2)) return;
+  const Tensor means = primal_of(mean);
+  const Term dmeans = tangent_of(mean);
+  const Counts counts(count, means);
+  const auto sum_of_parts = [](const Term& t) { return t.is_zero() ? Term() : Term(t.tensor().sum(0)); };
+  const Term weighted = counts.share() * dmeans;  // m_k*mean_k'/M
+  const Term half_m2 = counts.has_values() / (2 * counts.total) * Term(tangent_of(m2));
+  const Term half_var = sum_of_parts(half_m2 + weighted * (means - total_mean));
+  set_tangent(total_mean, sum_of_parts(weighted));
+  set_tangent(invstd, -(invstd * invstd * invstd) * half_var);
+}
 
 /// y = (x - mean) * invstd * gamma + beta, with sums over dy as in eval mode:
 ///   d/d mean = -gamma*invstd*sum_dy      d/d invstd = gamma * sum(dy*(x - mean))
@@ -131,7 +164,6 @@ class BackwardApplyNode : public SavingNode<8> {
 };
 
 std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
-  refuse_tangents("batchnorm_stats", input);
   PointerTo<StatsNode> node;
   if (torch::autograd::compute_requires_grad(input)) {
     node = make_node<StatsNode>(input);
@@ -141,11 +173,10 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return ops::batchnorm_stats(input);
   }();
-  if (node) {
-    auto& [mean, m2, count] = result;
-    torch::autograd::set_history({mean, m2}, node);
-    node->save(StatsNode::kMean, mean, /*is_output=*/true);
-  }
+  auto& [mean, m2, count] = result;
+  if (node) torch::autograd::set_history({mean, m2}, node);
+  set_stats_tangents(input, mean, m2);
+  if (node) node->save(StatsNode::kMean, mean, /*is_output=*/true);
   return result;
 }
 
@@ -154,10 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
                                                           const OptionalTensor& running_var,
                                                           std::optional<double> momentum, double eps,
                                                           const OptionalTensor& num_batches_tracked) {
-  refuse_tangents("batchnorm_gather_stats", mean, m2, running_mean, running_var);
-  if (at::GradMode::is_enabled()) {
-    plan::check_not_differentiable("batchnorm_gather_stats", running_mean, running_var);
-  }
+  plan::check_not_differentiable("batchnorm_gather_stats", running_mean, running_var);
   PointerTo<GatherStatsNode> node;
   if (torch::autograd::compute_requires_grad(mean, m2)) {
     node = make_node<GatherStatsNode>(mean, m2);
@@ -169,9 +197,10 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
     return ops::batchnorm_gather_stats(mean, m2, count, running_mean, running_var, momentum, eps, num_batches_tracked);
   }();
   for (const auto* written : {&running_mean, &running_var, &num_batches_tracked}) count_change(*written);
+  auto& [total_mean, invstd, total_count] = result;
+  if (node) torch::autograd::set_history({total_mean, invstd}, node);
+  set_gather_stats_tangents(mean, m2, count, total_mean, invstd);
   if (node) {
-    auto& [total_mean, invstd, total_count] = result;
-    torch::autograd::set_history({total_mean, invstd}, node);
     node->save(GatherStatsNode::kMean, total_mean, /*is_output=*/true);
     node->save(GatherStatsNode::kInvstd, invstd, /*is_output=*/true);
   }
@@ -180,7 +209,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
 
 Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
                        const Tensor& invstd) {
-  refuse_tangents("batchnorm_apply", input, gamma, beta, mean, invstd);
   PointerTo<ApplyNode> node;
   if (torch::autograd::compute_requires_grad(input, gamma, beta, mean, invstd)) {
     node = make_node<ApplyNode>(input, gamma, beta, mean, invstd);
@@ -195,12 +223,16 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
     return ops::batchnorm_apply(input, gamma, beta, mean, invstd);
   }();
   if (node) torch::autograd::set_history(output, node);
+  if (any_tangent(input, gamma, beta, mean, invstd)) {
+    const Normalized in({}, primal_of(input), primal_of(gamma), primal_of(mean), primal_of(invstd));
+    const Tangents t = tangents_of({}, input, gamma, mean, invstd);
+    set_tangent(output, apply_tangent(in, t, in_dtype(tangent_of(beta), mean.scalar_type())));
+  }
   return output;
 }
 
 std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
                                                      const Tensor& invstd) {
-  refuse_tangents("batchnorm_backward_reduce", grad_output, input, mean, invstd);
   PointerTo<BackwardReduceNode> node;
   if (torch::autograd::compute_requires_grad(grad_output, input, mean, invstd)) {
     node = make_node<BackwardReduceNode>(grad_output, input, mean, invstd);
@@ -213,14 +245,20 @@ std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, 
     const at::AutoDispatchBelowADInplaceOrView below;
     return ops::batchnorm_backward_reduce(grad_output, input, mean, invstd);
   }();
-  if (node) torch::autograd::set_history({std::get<0>(result), std::get<1>(result)}, node);
+  auto& [sum_dy, sum_dy_xhat] = result;
+  if (node) torch::autograd::set_history({sum_dy, sum_dy_xhat}, node);
+  if (any_tangent(grad_output, input, mean, invstd)) {
+    const Normalized in(primal_of(grad_output), primal_of(input), std::nullopt, primal_of(mean), primal_of(invstd));
+    const auto sums = backward_reduce_tangents(in, tangents_of(grad_output, input, std::nullopt, mean, invstd));
+    set_tangent(sum_dy, sums.dy);
+    set_tangent(sum_dy_xhat, sums.dy_xhat);
+  }
   return result;
 }
 
 Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
                                 const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                 const Tensor& sum_dy_xhat, const Tensor& count) {
-  refuse_tangents("batchnorm_backward_apply", grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat);
   PointerTo<BackwardApplyNode> node;
   if (torch::autograd::compute_requires_grad(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat)) {
     node = make_node<BackwardApplyNode>(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat);
@@ -232,6 +270,13 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
     return ops::batchnorm_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
   }();
   if (node) torch::autograd::set_history(grad_input, node);
+  if (any_tangent(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat)) {
+    const Normalized in(primal_of(grad_output), primal_of(input), primal_of(gamma), primal_of(mean), primal_of(invstd));
+    const Tangents t = tangents_of(grad_output, input, gamma, mean, invstd);
+    const auto per_value = [&](const Term& sum) { return sum.is_zero() ? Term() : Term(sum.tensor() / count); };
+    set_tangent(grad_input, backward_apply_tangent(in, t, primal_of(sum_dy) / count, primal_of(sum_dy_xhat) / count,
+                                                   per_value(tangent_of(sum_dy)), per_value(tangent_of(sum_dy_xhat))));
+  }
   return grad_input;
 }
 

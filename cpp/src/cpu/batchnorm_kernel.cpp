@@ -1,7 +1,6 @@
 // Whole batch normalization on the CPU. Bytes moved, with x of B bytes: training forward reads x twice (the second time
 // from the cache where a group of channels fits) and writes y; inference reads and writes once; backward reads dy and x
 // twice and writes dx.
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "cpu/schedule.h"
 #include "ops.h"
 #include "plan/checks.h"
+#include "plan/outputs.h"
 #include "plan/problem.h"
 
 namespace my_ops::cpu {
@@ -55,17 +55,12 @@ void forward_eval(const Tensor& input, const Tensor& output, const ForwardScratc
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
-                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
-                                                     const OptionalTensor& running_var, bool training,
-                                                     std::optional<double> momentum, double eps,
-                                                     const OptionalTensor& num_batches_tracked) {
-  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
-  const Tensor x = plan::dense(input);
+/// All of a forward pass over a dense x: output laid out as x, dense save_mean and save_invstd.
+void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
+             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+             std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+             const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd) {
   const int64_t channels = x.size(1);
-  Tensor output = empty_image(x);
-  Tensor save_mean = empty_statistic(x);
-  Tensor save_invstd = empty_statistic(x);
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulator<T>;
@@ -83,6 +78,41 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
     kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
     forward_eval<T>(x, output, scratch);
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                     const OptionalTensor& running_var, bool training,
+                                                     std::optional<double> momentum, double eps,
+                                                     const OptionalTensor& num_batches_tracked) {
+  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
+  const Tensor x = plan::dense(input);
+  Tensor output = empty_image(x);
+  Tensor save_mean = empty_statistic(x);
+  Tensor save_invstd = empty_statistic(x);
+  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, output, save_mean,
+          save_invstd);
+  return {output, save_mean, save_invstd};
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
+    const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    const OptionalTensor& num_batches_tracked, Tensor& output, Tensor& save_mean, Tensor& save_invstd) {
+  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
+  plan::check_forward_out(input, gamma, beta, running_mean, running_var, num_batches_tracked, output, save_mean,
+                          save_invstd);
+  const Tensor x = plan::dense(input);
+  plan::resize_image(output, x);
+  plan::resize_channels(save_mean, x);
+  plan::resize_channels(save_invstd, x);
+  const Tensor y = plan::image_to_fill(output, x);
+  const Tensor mean = statistic_to_fill(save_mean, save_mean.scalar_type());
+  const Tensor invstd = statistic_to_fill(save_invstd, save_invstd.scalar_type());
+  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, y, mean, invstd);
+  plan::deliver(y, output);
+  plan::deliver(mean, save_mean);
+  plan::deliver(invstd, save_invstd);
   return {output, save_mean, save_invstd};
 }
 
@@ -95,8 +125,8 @@ struct Gradients {
 
 /// Training: both sums, then dx, which depends on them. Eval: dx depends on dy alone, so that one pass does both.
 template <class T, class A = Accumulator<T>>
-void backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma, const Tensor& save_mean,
-              const Tensor& save_invstd, bool training, const Gradients& wanted) {
+void backward_passes(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                     const Tensor& save_mean, const Tensor& save_invstd, bool training, const Gradients& wanted) {
   const Shape shape = plan::shape_of(input);
   const Partition part = plan::reduction_partition(shape, 2 * sizeof(T));
   const Kernels<T>& kernels = kernels_of<T>();
@@ -147,30 +177,63 @@ void backward(const Tensor& grad_output, const Tensor& input, const OptionalTens
       finish);
 }
 
+/// All of a backward pass over a dense x; the gradients are dense, those of gamma and beta in the accumulation dtype.
+void backward(const Tensor& grad_output, const Tensor& x, const OptionalTensor& gamma, const Tensor& save_mean,
+              const Tensor& save_invstd, bool training, const Gradients& wanted) {
+  if (x.numel() == 0) {
+    if (wanted.gamma.defined()) wanted.gamma.zero_();
+    if (wanted.beta.defined()) wanted.beta.zero_();
+    return;
+  }
+  if (!wanted.input.defined() && !wanted.gamma.defined() && !wanted.beta.defined()) return;
+  const Tensor dy = plan::dense_like(grad_output, x);
+  visit_element(x.scalar_type(), [&](auto element) {
+    backward_passes<decltype(element)>(dy, x, gamma, save_mean, save_invstd, training, wanted);
+  });
+}
+
 std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output, const Tensor& input,
                                                       const OptionalTensor& gamma, const Tensor& save_mean,
                                                       const Tensor& save_invstd, bool training,
                                                       OutputMask output_mask) {
   plan::check_backward(grad_output, input, gamma, save_mean, save_invstd);
   const Tensor x = plan::dense(input);
-  const bool empty = x.numel() == 0;
-  const auto statistic = [&](bool wanted) {
-    if (!wanted) return Tensor();
-    return empty ? at::zeros({x.size(1)}, save_mean.options()) : empty_statistic(x);
-  };
-  const Gradients wanted{output_mask[0] ? empty_image(x) : Tensor(), statistic(output_mask[1]),
-                         statistic(output_mask[2])};
-  if (!empty && (output_mask[0] || output_mask[1] || output_mask[2])) {
-    const Tensor dy = plan::dense_like(grad_output, x);
-    visit_element(x.scalar_type(), [&](auto element) {
-      backward<decltype(element)>(dy, x, gamma, save_mean, save_invstd, training, wanted);
-    });
-  }
+  const Gradients wanted{output_mask[0] ? empty_image(x) : Tensor(), output_mask[1] ? empty_statistic(x) : Tensor(),
+                         output_mask[2] ? empty_statistic(x) : Tensor()};
+  backward(grad_output, x, gamma, save_mean, save_invstd, training, wanted);
   const auto as_gamma = [&](const Tensor& gradient) {
     const bool other = gamma && gradient.defined() && gradient.scalar_type() != gamma->scalar_type();
     return other ? gradient.to(gamma->scalar_type()) : gradient;
   };
   return {wanted.input, as_gamma(wanted.gamma), as_gamma(wanted.beta)};
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_output, const Tensor& input,
+                                                             const OptionalTensor& gamma, const Tensor& save_mean,
+                                                             const Tensor& save_invstd, bool training,
+                                                             OutputMask output_mask, Tensor& grad_input,
+                                                             Tensor& grad_gamma, Tensor& grad_beta) {
+  plan::check_backward(grad_output, input, gamma, save_mean, save_invstd);
+  plan::check_backward_out(grad_output, input, gamma, save_mean, save_invstd, output_mask, grad_input, grad_gamma,
+                           grad_beta);
+  const Tensor x = plan::dense(input);
+  Gradients wanted;
+  if (output_mask[0]) {
+    plan::resize_image(grad_input, x);
+    wanted.input = plan::image_to_fill(grad_input, x);
+  }
+  const auto vector_to_fill = [&](bool is_wanted, Tensor& out) {
+    if (!is_wanted) return Tensor();
+    plan::resize_channels(out, x);
+    return statistic_to_fill(out, save_mean.scalar_type());
+  };
+  wanted.gamma = vector_to_fill(output_mask[1], grad_gamma);
+  wanted.beta = vector_to_fill(output_mask[2], grad_beta);
+  backward(grad_output, x, gamma, save_mean, save_invstd, training, wanted);
+  if (output_mask[0]) plan::deliver(wanted.input, grad_input);
+  if (output_mask[1]) plan::deliver(wanted.gamma, grad_gamma);
+  if (output_mask[2]) plan::deliver(wanted.beta, grad_beta);
+  return {grad_input, grad_gamma, grad_beta};
 }
 
 }  // namespace
@@ -179,4 +242,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
 TORCH_LIBRARY_IMPL(my_ops, CPU, m) {
   m.impl("batchnorm_forward", &my_ops::cpu::batchnorm_forward);
   m.impl("batchnorm_backward", &my_ops::cpu::batchnorm_backward);
+  m.impl("batchnorm_forward.out", &my_ops::cpu::batchnorm_forward_out);
+  m.impl("batchnorm_backward.out", &my_ops::cpu::batchnorm_backward_out);
 }

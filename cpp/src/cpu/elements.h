@@ -115,6 +115,12 @@ inline at::Tensor empty_statistic(const at::Tensor& input) {
   return at::detail::empty_cpu({input.size(1)}, plan::accumulation_dtype(input.scalar_type()));
 }
 
+/// What a kernel fills for a result [C]: `out` itself if that is dense and of this dtype, else a tensor of its own.
+inline at::Tensor statistic_to_fill(const at::Tensor& out, at::ScalarType dtype) {
+  const bool direct = out.scalar_type() == dtype && out.is_contiguous();
+  return direct ? out : at::Tensor(at::detail::empty_cpu({out.size(0)}, dtype));
+}
+
 /// Whether an output is so large that it is written past the cache: a quarter of the last level, so that a smaller one
 /// is still there for its reader, together with what else a step reads and writes.
 bool streams(const at::Tensor& output);

@@ -10,6 +10,7 @@
 #include "cpu/schedule.h"
 #include "ops.h"
 #include "plan/checks.h"
+#include "plan/outputs.h"
 #include "plan/problem.h"
 
 namespace my_ops::cpu {
@@ -116,12 +117,10 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   return {out_mean, out_invstd, count_of(total, mean)};
 }
 
-Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
-                       const Tensor& invstd) {
-  plan::check_apply(input, gamma, beta, mean, invstd);
-  const Tensor x = plan::dense(input);
-  Tensor output = empty_image(x);
-  if (x.numel() == 0) return output;
+/// One pass over a dense x; output laid out as x.
+void apply_to(const Tensor& output, const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
+              const Tensor& mean, const Tensor& invstd) {
+  if (x.numel() == 0) return;
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulator<T>;
@@ -140,7 +139,27 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
       kernels_of<T>().apply(in, out, shape, region, coefficients, stream);
     });
   });
+}
+
+Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                       const Tensor& invstd) {
+  plan::check_apply(input, gamma, beta, mean, invstd);
+  const Tensor x = plan::dense(input);
+  Tensor output = empty_image(x);
+  apply_to(output, x, gamma, beta, mean, invstd);
   return output;
+}
+
+Tensor& batchnorm_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, Tensor& out) {
+  plan::check_apply(input, gamma, beta, mean, invstd);
+  plan::check_apply_out(input, gamma, beta, mean, invstd, out);
+  const Tensor x = plan::dense(input);
+  plan::resize_image(out, x);
+  const Tensor output = plan::image_to_fill(out, x);
+  apply_to(output, x, gamma, beta, mean, invstd);
+  plan::deliver(output, out);
+  return out;
 }
 
 std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
@@ -174,15 +193,11 @@ std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, 
   return {sum_dy, sum_dy_xhat};
 }
 
-Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
-                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
-                                const Tensor& sum_dy_xhat, const Tensor& count) {
-  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
-  const Tensor x = plan::dense(input);
-  Tensor grad_input = empty_image(x);
-  if (x.numel() == 0) return grad_input;
-  const int64_t values = *read<int64_t>(count);
-  TORCH_CHECK(values > 0, "batchnorm_backward_apply: expected count of 1 or more, got ", values);
+/// One pass over grad_output and a dense x; grad_input laid out as x.
+void backward_apply_to(const Tensor& grad_input, const Tensor& grad_output, const Tensor& x,
+                       const OptionalTensor& gamma, const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                       const Tensor& sum_dy_xhat, const Tensor& count) {
+  if (x.numel() == 0) return;
   const Tensor dy = plan::dense_like(grad_output, x);
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -192,7 +207,7 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
     const Tensor sums_xhat = sum_dy_xhat.to(at::kDouble).contiguous();
     const BackwardScratch<A> scratch(shape.c, gamma, mean, invstd);
     kernels_of<T>().finish_backward(scratch.channels(), 0, shape.c, read<double>(sums), read<double>(sums_xhat),
-                                    values);
+                                    *read<int64_t>(count));
     const T* in = read<T>(x);
     const T* grad = read<T>(dy);
     T* out = write<T>(grad_input);
@@ -201,7 +216,37 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
       kernels_of<T>().backward_apply(grad, in, out, shape, region, scratch.training(), stream);
     });
   });
+}
+
+void check_count(const Tensor& input, const Tensor& count) {
+  if (input.numel() == 0) return;
+  const int64_t values = *read<int64_t>(count);
+  TORCH_CHECK(values > 0, "batchnorm_backward_apply: expected count of 1 or more, got ", values);
+}
+
+Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                const Tensor& sum_dy_xhat, const Tensor& count) {
+  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  check_count(input, count);
+  const Tensor x = plan::dense(input);
+  Tensor grad_input = empty_image(x);
+  backward_apply_to(grad_input, grad_output, x, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
   return grad_input;
+}
+
+Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                     const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                     const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out) {
+  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  plan::check_backward_apply_out(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
+  check_count(input, count);
+  const Tensor x = plan::dense(input);
+  plan::resize_image(out, x);
+  const Tensor grad_input = plan::image_to_fill(out, x);
+  backward_apply_to(grad_input, grad_output, x, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  plan::deliver(grad_input, out);
+  return out;
 }
 
 }  // namespace
@@ -213,4 +258,6 @@ TORCH_LIBRARY_IMPL(my_ops, CPU, m) {
   m.impl("batchnorm_apply", &my_ops::cpu::batchnorm_apply);
   m.impl("batchnorm_backward_reduce", &my_ops::cpu::batchnorm_backward_reduce);
   m.impl("batchnorm_backward_apply", &my_ops::cpu::batchnorm_backward_apply);
+  m.impl("batchnorm_apply.out", &my_ops::cpu::batchnorm_apply_out);
+  m.impl("batchnorm_backward_apply.out", &my_ops::cpu::batchnorm_backward_apply_out);
 }

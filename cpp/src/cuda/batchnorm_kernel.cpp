@@ -1,7 +1,6 @@
 // Whole batch normalization on the GPU. Nothing waits for the device, so calls can be captured in a CUDA graph.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -11,6 +10,7 @@
 #include "cuda/device.h"
 #include "ops.h"
 #include "plan/checks.h"
+#include "plan/outputs.h"
 #include "plan/problem.h"
 
 namespace my_ops::cuda {
@@ -32,20 +32,14 @@ void save_without_values(const Tensor& mean, const Tensor& invstd, const Optiona
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
-                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
-                                                     const OptionalTensor& running_var, bool training,
-                                                     std::optional<double> momentum, double eps,
-                                                     const OptionalTensor& num_batches_tracked) {
-  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor x = plan::dense(input);
-  Tensor output = at::empty_like(x);
-  Tensor save_mean = empty_statistic(x);
-  Tensor save_invstd = empty_statistic(x);
+/// All of a forward pass over a dense x; output laid out as x.
+void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
+             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+             std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+             const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd) {
   if (x.numel() == 0) {
     save_without_values(save_mean, save_invstd, running_mean, running_var, training, eps);
-    return {output, save_mean, save_invstd};
+    return;
   }
   const Problem problem = problem_of(x, {&output});
   const Affines affine{vector(gamma), vector(beta)};
@@ -62,11 +56,45 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
                                               vector(running_mean), vector(running_var), /*spread_is_invstd=*/false,
                                               eps, result(save_mean), result(save_invstd)}));
   }
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                     const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                     const OptionalTensor& running_var, bool training,
+                                                     std::optional<double> momentum, double eps,
+                                                     const OptionalTensor& num_batches_tracked) {
+  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  Tensor output = at::empty_like(x);
+  Tensor save_mean = empty_statistic(x);
+  Tensor save_invstd = empty_statistic(x);
+  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, output, save_mean,
+          save_invstd);
+  return {output, save_mean, save_invstd};
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
+    const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    const OptionalTensor& num_batches_tracked, Tensor& output, Tensor& save_mean, Tensor& save_invstd) {
+  plan::check_forward(input, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked);
+  plan::check_forward_out(input, gamma, beta, running_mean, running_var, num_batches_tracked, output, save_mean,
+                          save_invstd);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  plan::resize_image(output, x);
+  plan::resize_channels(save_mean, x);
+  plan::resize_channels(save_invstd, x);
+  const Tensor y = plan::image_to_fill(output, x);
+  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, y, save_mean,
+          save_invstd);
+  plan::deliver(y, output);
   return {output, save_mean, save_invstd};
 }
 
 /// Training needs both sums for dx. In eval dx depends on dy alone, and is written while the sums are taken.
-void backward(const Tensor& x, Backward arguments, const Problem& problem, bool training) {
+void backward_passes(const Tensor& x, Backward arguments, const Problem& problem, bool training) {
   const Device& device = current_device();
   const bool sums = arguments.sum_dy.data != nullptr || arguments.sum_dy_xhat.data != nullptr;
   if (training && arguments.dx != nullptr) {
@@ -86,6 +114,28 @@ void backward(const Tensor& x, Backward arguments, const Problem& problem, bool 
   }
 }
 
+/// All of a backward pass over a dense x; grad_input laid out as x. Undefined gradients are not wanted.
+void backward(const Tensor& grad_output, const Tensor& x, const OptionalTensor& gamma, const Tensor& save_mean,
+              const Tensor& save_invstd, bool training, const Tensor& grad_input, const Tensor& grad_gamma,
+              const Tensor& grad_beta) {
+  if (x.numel() == 0) {
+    if (grad_gamma.defined()) grad_gamma.zero_();
+    if (grad_beta.defined()) grad_beta.zero_();
+    return;
+  }
+  const Tensor dy = plan::dense_like(grad_output, x);
+  const Problem problem = problem_of(x, {&dy, &grad_input});
+  Backward arguments{dy.const_data_ptr(), x.const_data_ptr(),
+                     grad_input.defined() ? grad_input.mutable_data_ptr() : nullptr};
+  arguments.gamma = vector(gamma);
+  arguments.mean = vector(save_mean);
+  arguments.invstd = vector(save_invstd);
+  arguments.sum_dy = result(grad_beta);
+  arguments.sum_dy_xhat = result(grad_gamma);
+  arguments.count = x.numel() / x.size(1);
+  backward_passes(x, arguments, problem, training);
+}
+
 std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output, const Tensor& input,
                                                       const OptionalTensor& gamma, const Tensor& save_mean,
                                                       const Tensor& save_invstd, bool training,
@@ -94,26 +144,30 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = plan::dense(input);
   const auto options = x.options().dtype(gamma ? gamma->scalar_type() : save_mean.scalar_type());
-  const auto gradient = [&](bool wanted) {
-    if (!wanted) return Tensor();
-    return x.numel() == 0 ? at::zeros({x.size(1)}, options) : at::empty({x.size(1)}, options);
-  };
   Tensor grad_input = output_mask[0] ? at::empty_like(x) : Tensor();
-  Tensor grad_gamma = gradient(output_mask[1]);
-  Tensor grad_beta = gradient(output_mask[2]);
-  if (x.numel() > 0) {
-    const Tensor dy = plan::dense_like(grad_output, x);
-    const Problem problem = problem_of(x, {&dy, &grad_input});
-    Backward arguments{dy.const_data_ptr(), x.const_data_ptr(),
-                       grad_input.defined() ? grad_input.mutable_data_ptr() : nullptr};
-    arguments.gamma = vector(gamma);
-    arguments.mean = vector(save_mean);
-    arguments.invstd = vector(save_invstd);
-    arguments.sum_dy = result(grad_beta);
-    arguments.sum_dy_xhat = result(grad_gamma);
-    arguments.count = x.numel() / x.size(1);
-    backward(x, arguments, problem, training);
-  }
+  Tensor grad_gamma = output_mask[1] ? at::empty({x.size(1)}, options) : Tensor();
+  Tensor grad_beta = output_mask[2] ? at::empty({x.size(1)}, options) : Tensor();
+  backward(grad_output, x, gamma, save_mean, save_invstd, training, grad_input, grad_gamma, grad_beta);
+  return {grad_input, grad_gamma, grad_beta};
+}
+
+std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_output, const Tensor& input,
+                                                             const OptionalTensor& gamma, const Tensor& save_mean,
+                                                             const Tensor& save_invstd, bool training,
+                                                             OutputMask output_mask, Tensor& grad_input,
+                                                             Tensor& grad_gamma, Tensor& grad_beta) {
+  plan::check_backward(grad_output, input, gamma, save_mean, save_invstd);
+  plan::check_backward_out(grad_output, input, gamma, save_mean, save_invstd, output_mask, grad_input, grad_gamma,
+                           grad_beta);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  if (output_mask[0]) plan::resize_image(grad_input, x);
+  if (output_mask[1]) plan::resize_channels(grad_gamma, x);
+  if (output_mask[2]) plan::resize_channels(grad_beta, x);
+  const Tensor dx = output_mask[0] ? plan::image_to_fill(grad_input, x) : Tensor();
+  backward(grad_output, x, gamma, save_mean, save_invstd, training, dx, output_mask[1] ? grad_gamma : Tensor(),
+           output_mask[2] ? grad_beta : Tensor());
+  if (output_mask[0]) plan::deliver(dx, grad_input);
   return {grad_input, grad_gamma, grad_beta};
 }
 
@@ -123,4 +177,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
 TORCH_LIBRARY_IMPL(my_ops, CUDA, m) {
   m.impl("batchnorm_forward", &my_ops::cuda::batchnorm_forward);
   m.impl("batchnorm_backward", &my_ops::cuda::batchnorm_backward);
+  m.impl("batchnorm_forward.out", &my_ops::cuda::batchnorm_forward_out);
+  m.impl("batchnorm_backward.out", &my_ops::cuda::batchnorm_backward_out);
 }

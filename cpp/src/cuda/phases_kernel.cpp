@@ -10,6 +10,7 @@
 #include "cuda/device.h"
 #include "ops.h"
 #include "plan/checks.h"
+#include "plan/outputs.h"
 #include "plan/problem.h"
 
 namespace my_ops::cuda {
@@ -64,20 +65,39 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   return {out_mean, out_invstd, total};
 }
 
-Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
-                       const Tensor& invstd) {
-  plan::check_apply(input, gamma, beta, mean, invstd);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor x = plan::dense(input);
-  Tensor output = at::empty_like(x);
-  if (x.numel() == 0) return output;
+/// One pass over a dense x; output laid out as x.
+void apply_to(const Tensor& output, const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
+              const Tensor& mean, const Tensor& invstd) {
+  if (x.numel() == 0) return;
   C10_CUDA_CHECK(apply(launch_of(x, stream_plan(x, {&output})), {x.const_data_ptr(),
                                                                  output.mutable_data_ptr(),
                                                                  {vector(gamma), vector(beta)},
                                                                  vector(mean),
                                                                  vector(invstd),
                                                                  /*spread_is_invstd=*/true}));
+}
+
+Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                       const Tensor& invstd) {
+  plan::check_apply(input, gamma, beta, mean, invstd);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  Tensor output = at::empty_like(x);
+  apply_to(output, x, gamma, beta, mean, invstd);
   return output;
+}
+
+Tensor& batchnorm_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, Tensor& out) {
+  plan::check_apply(input, gamma, beta, mean, invstd);
+  plan::check_apply_out(input, gamma, beta, mean, invstd, out);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  plan::resize_image(out, x);
+  const Tensor output = plan::image_to_fill(out, x);
+  apply_to(output, x, gamma, beta, mean, invstd);
+  plan::deliver(output, out);
+  return out;
 }
 
 std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
@@ -101,14 +121,11 @@ std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, 
   return {sum_dy, sum_dy_xhat};
 }
 
-Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
-                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
-                                const Tensor& sum_dy_xhat, const Tensor& count) {
-  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor x = plan::dense(input);
-  Tensor grad_input = at::empty_like(x);
-  if (x.numel() == 0) return grad_input;
+/// One pass over grad_output and a dense x; grad_input laid out as x.
+void backward_apply_to(const Tensor& grad_input, const Tensor& grad_output, const Tensor& x,
+                       const OptionalTensor& gamma, const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                       const Tensor& sum_dy_xhat, const Tensor& count) {
+  if (x.numel() == 0) return;
   const Tensor dy = plan::dense_like(grad_output, x);
   Backward arguments{dy.const_data_ptr(), x.const_data_ptr(), grad_input.mutable_data_ptr()};
   arguments.gamma = vector(gamma);
@@ -118,7 +135,31 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
   arguments.sum_dy_xhat = vector(sum_dy_xhat);
   arguments.count_on_device = static_cast<const int64_t*>(count.const_data_ptr());
   C10_CUDA_CHECK(backward_apply(launch_of(x, stream_plan(x, {&dy, &grad_input})), arguments));
+}
+
+Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                const Tensor& sum_dy_xhat, const Tensor& count) {
+  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  Tensor grad_input = at::empty_like(x);
+  backward_apply_to(grad_input, grad_output, x, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
   return grad_input;
+}
+
+Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                                     const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
+                                     const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out) {
+  plan::check_backward_apply(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  plan::check_backward_apply_out(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  plan::resize_image(out, x);
+  const Tensor grad_input = plan::image_to_fill(out, x);
+  backward_apply_to(grad_input, grad_output, x, gamma, mean, invstd, sum_dy, sum_dy_xhat, count);
+  plan::deliver(grad_input, out);
+  return out;
 }
 
 }  // namespace
@@ -130,4 +171,6 @@ TORCH_LIBRARY_IMPL(my_ops, CUDA, m) {
   m.impl("batchnorm_apply", &my_ops::cuda::batchnorm_apply);
   m.impl("batchnorm_backward_reduce", &my_ops::cuda::batchnorm_backward_reduce);
   m.impl("batchnorm_backward_apply", &my_ops::cuda::batchnorm_backward_apply);
+  m.impl("batchnorm_apply.out", &my_ops::cuda::batchnorm_apply_out);
+  m.impl("batchnorm_backward_apply.out", &my_ops::cuda::batchnorm_backward_apply_out);
 }

@@ -1,11 +1,13 @@
 #include "plan/checks.h"
 
+#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 
 #include <initializer_list>
 #include <string>
 #include <utility>
 
+#include "plan/overlap.h"
 #include "plan/problem.h"
 
 namespace my_ops::plan {
@@ -50,8 +52,8 @@ class Checker {
   /// Same sizes, dtype and device as the input.
   void like_input(Argument a) const {
     device(a);
-    TORCH_CHECK(a.tensor.dim() == input_.dim() && a.tensor.sym_sizes() == input_.sym_sizes(), op_, ": expected ",
-                a.name, " of shape ", input_.sym_sizes(), ", got ", a.tensor.sym_sizes());
+    TORCH_CHECK(same_sizes(a.tensor, input_), op_, ": expected ", a.name, " of shape ", input_.sym_sizes(), ", got ",
+                a.tensor.sym_sizes());
     dtype(a, input_.scalar_type());
   }
 
@@ -114,6 +116,38 @@ class Checker {
                 ": expected num_batches_tracked when momentum is None, got None");
   }
 
+  /// A result of the input's sizes and dtype.
+  void image_result(Argument a) const {
+    device(a);
+    dtype(a, input_.scalar_type());
+    TORCH_CHECK(a.tensor.sym_numel() == 0 || same_sizes(a.tensor, input_), op_, ": expected ", a.name, " of shape ",
+                input_.sym_sizes(), " or without elements, got ", a.tensor.sym_sizes());
+  }
+
+  /// A result with a value per channel.
+  void channel_result(Argument a, ScalarType wanted) const {
+    device(a);
+    dtype(a, wanted);
+    const auto channels = input_.sym_size(1);
+    TORCH_CHECK(a.tensor.sym_numel() == 0 || (a.tensor.dim() == 1 && a.tensor.sym_size(0) == channels), op_,
+                ": expected ", a.name, " of shape [", channels, "] or without elements, got ", a.tensor.sym_sizes());
+  }
+
+  /// Results share no memory with each other nor with what is read; an image may be an image that is read.
+  void result_memory(std::initializer_list<Argument> results, std::initializer_list<Argument> read) const {
+    if (!has_memory(input_)) return;
+    for (const auto* w = results.begin(); w != results.end(); ++w) {
+      if (!w->tensor.defined()) continue;
+      TORCH_CHECK(!overlaps_itself(w->tensor), op_, ": expected ", w->name, " with memory for each value, got strides ",
+                  w->tensor.strides());
+      for (const Argument& r : read) {
+        const bool in_place = w->tensor.dim() > 1 && r.tensor.defined() && same_memory(w->tensor, r.tensor);
+        if (!in_place) disjoint(*w, r);
+      }
+      for (const auto* other = results.begin(); other != w; ++other) disjoint(*w, *other);
+    }
+  }
+
   /// What the operator writes shares no memory with what it reads, nor with the rest of what it writes.
   void own_memory(std::initializer_list<std::pair<const char*, const OptionalTensor*>> written,
                   std::initializer_list<std::pair<const char*, const OptionalTensor*>> read) const {
@@ -164,21 +198,8 @@ class Checker {
                 " to have memory of its own, but it overlaps ", b.name);
   }
 
-  /// Compares the address ranges; two interleaved vectors (columns of one matrix) are told apart by their phase.
-  static bool overlap(const Tensor& a, const Tensor& b) {
-    if (a.numel() == 0 || b.numel() == 0) return false;
-    const auto* a_begin = static_cast<const char*>(a.const_data_ptr());
-    const auto* b_begin = static_cast<const char*>(b.const_data_ptr());
-    if (b_begin >= a_begin + bytes_spanned(a) || a_begin >= b_begin + bytes_spanned(b)) return false;
-    const bool vectors = a.dim() == 1 && b.dim() == 1 && a.element_size() == b.element_size();
-    if (!vectors || a.stride(0) != b.stride(0) || a.stride(0) == 0) return true;
-    return (b_begin - a_begin) % (a.stride(0) * static_cast<int64_t>(a.element_size())) == 0;
-  }
-
-  static int64_t bytes_spanned(const Tensor& tensor) {
-    int64_t last = 0;
-    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-    return (last + 1) * static_cast<int64_t>(tensor.element_size());
+  static bool same_sizes(const Tensor& a, const Tensor& b) {
+    return a.dim() == b.dim() && a.sym_sizes() == b.sym_sizes();
   }
 
   const char* op_;
@@ -279,9 +300,82 @@ void check_backward_apply(const Tensor& grad_output, const Tensor& input, const 
   check.count({"count", count}, 1);
 }
 
+void check_forward_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                       const OptionalTensor& num_batches_tracked, const Tensor& output, const Tensor& save_mean,
+                       const Tensor& save_invstd) {
+  const Checker check("batchnorm_forward", {"input", input});
+  const auto statistics = accumulation_dtype(input.scalar_type());
+  check.image_result({"output", output});
+  check.channel_result({"save_mean", save_mean}, statistics);
+  check.channel_result({"save_invstd", save_invstd}, statistics);
+  const Tensor none;
+  check.result_memory({{"output", output}, {"save_mean", save_mean}, {"save_invstd", save_invstd}},
+                      {{"input", input},
+                       {"gamma", gamma ? *gamma : none},
+                       {"beta", beta ? *beta : none},
+                       {"running_mean", running_mean ? *running_mean : none},
+                       {"running_var", running_var ? *running_var : none},
+                       {"num_batches_tracked", num_batches_tracked ? *num_batches_tracked : none}});
+}
+
+void check_backward_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                        const Tensor& save_mean, const Tensor& save_invstd, std::array<bool, 3> output_mask,
+                        const Tensor& grad_input, const Tensor& grad_gamma, const Tensor& grad_beta) {
+  const Checker check("batchnorm_backward", {"input", input});
+  const auto gradients = gamma ? gamma->scalar_type() : save_mean.scalar_type();
+  const Tensor none;
+  const auto wanted = [&](int i, const Tensor& result) -> const Tensor& { return output_mask[i] ? result : none; };
+  if (output_mask[0]) check.image_result({"grad_input", grad_input});
+  if (output_mask[1]) check.channel_result({"grad_gamma", grad_gamma}, gradients);
+  if (output_mask[2]) check.channel_result({"grad_beta", grad_beta}, gradients);
+  check.result_memory({{"grad_input", wanted(0, grad_input)},
+                       {"grad_gamma", wanted(1, grad_gamma)},
+                       {"grad_beta", wanted(2, grad_beta)}},
+                      {{"grad_output", grad_output},
+                       {"input", input},
+                       {"gamma", gamma ? *gamma : none},
+                       {"save_mean", save_mean},
+                       {"save_invstd", save_invstd}});
+}
+
+void check_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                     const Tensor& invstd, const Tensor& out) {
+  const Checker check("batchnorm_apply", {"input", input});
+  const Tensor none;
+  check.image_result({"out", out});
+  check.result_memory({{"out", out}}, {{"input", input},
+                                       {"gamma", gamma ? *gamma : none},
+                                       {"beta", beta ? *beta : none},
+                                       {"mean", mean},
+                                       {"invstd", invstd}});
+}
+
+void check_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                              const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy, const Tensor& sum_dy_xhat,
+                              const Tensor& count, const Tensor& out) {
+  const Checker check("batchnorm_backward_apply", {"input", input});
+  const Tensor none;
+  check.image_result({"out", out});
+  check.result_memory({{"out", out}}, {{"grad_output", grad_output},
+                                       {"input", input},
+                                       {"gamma", gamma ? *gamma : none},
+                                       {"mean", mean},
+                                       {"invstd", invstd},
+                                       {"sum_dy", sum_dy},
+                                       {"sum_dy_xhat", sum_dy_xhat},
+                                       {"count", count}});
+}
+
 void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
-  TORCH_CHECK(!running_mean || !running_mean->requires_grad(), op, ": expected running_mean not to require grad");
-  TORCH_CHECK(!running_var || !running_var->requires_grad(), op, ": expected running_var not to require grad");
+  const auto check = [op](const char* name, const OptionalTensor& tensor) {
+    if (!tensor) return;
+    TORCH_CHECK(!c10::GradMode::is_enabled() || !tensor->requires_grad(), op, ": expected ", name,
+                " not to require grad");
+    TORCH_CHECK(!tensor->_fw_grad(/*level=*/0).defined(), op, ": expected ", name, " not to have a tangent");
+  };
+  check("running_mean", running_mean);
+  check("running_var", running_var);
 }
 
 }  // namespace my_ops::plan

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 
 namespace my_ops::plan {
@@ -35,7 +36,27 @@ void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input
                           const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                           const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
-/// Running statistics are state: written by the kernel, unknown to autograd.
+// The arguments of the `out` overloads that are filled: behind the checks of the plain operator, before anything is
+// written. Each has the result's dtype and its shape, or no elements (see outputs.h), and memory of its own. Only
+// results of the input's shape may share it: with an image that is read, element for element.
+
+void check_forward_out(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                       const OptionalTensor& num_batches_tracked, const at::Tensor& output, const at::Tensor& save_mean,
+                       const at::Tensor& save_invstd);
+
+void check_backward_out(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                        const at::Tensor& save_mean, const at::Tensor& save_invstd, std::array<bool, 3> output_mask,
+                        const at::Tensor& grad_input, const at::Tensor& grad_gamma, const at::Tensor& grad_beta);
+
+void check_apply_out(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                     const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& out);
+
+void check_backward_apply_out(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                              const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
+                              const at::Tensor& sum_dy_xhat, const at::Tensor& count, const at::Tensor& out);
+
+/// Running statistics are state: written by the kernel, unknown to autograd in reverse and in forward mode.
 void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var);
 
 }  // namespace my_ops::plan

@@ -38,9 +38,13 @@ at::Tensor dense(const at::Tensor& input) {
   return channels_innermost(input) ? to_channels_last(input) : input.contiguous();
 }
 
+bool laid_out_like(const at::Tensor& tensor, const at::Tensor& like) {
+  return like.is_contiguous() ? tensor.is_contiguous() : is_channels_last(tensor);
+}
+
 at::Tensor dense_like(const at::Tensor& tensor, const at::Tensor& like) {
-  if (like.is_contiguous()) return tensor.contiguous();
-  return is_channels_last(tensor) ? tensor : to_channels_last(tensor);
+  if (laid_out_like(tensor, like)) return tensor;
+  return like.is_contiguous() ? tensor.contiguous() : to_channels_last(tensor);
 }
 
 Shape shape_of(const at::Tensor& dense) {

@@ -11,6 +11,9 @@ namespace my_ops::plan {
 /// innermost (any rank, as in torch's channels_last and channels_last_3d), contiguous otherwise.
 at::Tensor dense(const at::Tensor& input);
 
+/// Whether the memory of `tensor` is laid out as that of `like`, which is dense. Same sizes.
+bool laid_out_like(const at::Tensor& tensor, const at::Tensor& like);
+
 /// `tensor` with the memory layout of `like`, which is dense; a copy only if needed. Same sizes.
 at::Tensor dense_like(const at::Tensor& tensor, const at::Tensor& like);
 
