@@ -176,6 +176,26 @@ def forward(
     return Forward(output, mean, invstd, *running)
 
 
+def differentiable(
+    input: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """The output in plain torch operations, whose derivatives torch knows: the truth for those of any order."""
+    mean, var = running_mean, running_var
+    if training:
+        mean = channel_sum(input) / values_per_channel(input)
+        var = channel_sum((input - per_channel(mean, input)).square()) / values_per_channel(input)
+    output = (input - per_channel(mean, input)) * per_channel((var + eps).rsqrt(), input)
+    if gamma is not None:
+        output = output * per_channel(gamma, input)
+    return output if beta is None else output + per_channel(beta, input)
+
+
 def backward_reduce(grad_output: Tensor, input: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Result, Result]:
     """sum(dy) and sum(dy * xhat), with xhat = (x - mean) * invstd."""
     dy, xhat = upcast(grad_output), normalise(input, None, None, given(mean), invstd).value

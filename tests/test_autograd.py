@@ -32,9 +32,12 @@ def positive(*shape: int, device: str) -> Tensor:
 
 
 def check_derivatives(function: Callable[..., object], *inputs: Tensor | None) -> None:
-    """First and second derivatives against finite differences. gradcheck also tries gradients that are undefined."""
-    assert gradcheck(function, inputs)
-    assert gradgradcheck(function, inputs)
+    """First and second derivatives against finite differences, in both modes and batched.
+
+    gradcheck also tries gradients that are undefined.
+    """
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize(("shape", "layout"), CASES)

@@ -341,6 +341,20 @@ def test_no_tangents(make: Maker, device: str) -> None:
             changed.out(*call.fresh())
 
 
+def test_no_vmap(make: Maker, device: str) -> None:
+    """torch has no batching rule for the `out` form of any operator, its own included."""
+    call = make(activations((2, *IMAGE), torch.float32, device)[0])
+    images = {name: call.arguments[name].expand(2, *IMAGE) for name in call.images}
+    rest = {name: value for name, value in call.arguments.items() if name not in images}
+
+    def batched(images: dict[str, Tensor]) -> Tensor:
+        return replace(call, arguments=rest | images).out(*targets)[0]
+
+    targets = call.fresh()
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.vmap(batched)(images)
+
+
 def test_a_saved_tensor_notices(make: Maker, device: str) -> None:
     """Autograd refuses to use a tensor that was overwritten after it was saved."""
     call = make(activations(IMAGE, torch.float32, device))

@@ -61,19 +61,19 @@ COUNTS: Counter[str] = Counter()  # mode -> samples that ran
 # ---- functions: torch's signatures, our operators ----
 
 
-def _functional(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):  # type: ignore[no-untyped-def]
+def _functional(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     return Arguments(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
-def _native(input, weight, bias, running_mean, running_var, training, momentum, eps):  # type: ignore[no-untyped-def]
+def _native(input, weight, bias, running_mean, running_var, training, momentum, eps):
     return Arguments(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
-def _legit(input, weight, bias, *rest):  # type: ignore[no-untyped-def]
+def _legit(input, weight, bias, *rest):
     return _native(input, weight, bias, *(rest if len(rest) == 5 else (None, None, *rest)))
 
 
-def _with_update(input, weight, bias, running_mean, running_var, momentum, eps):  # type: ignore[no-untyped-def]
+def _with_update(input, weight, bias, running_mean, running_var, momentum, eps):
     return _native(input, weight, bias, running_mean, running_var, True, momentum, eps)
 
 

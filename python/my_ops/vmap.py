@@ -84,7 +84,9 @@ class _Rule:
             for i in batched:
                 problem[i] = args[i].select(dims[i], b)
             calls.append(self.op(*problem))
-        return tuple(torch.stack(result) for result in zip(*calls, strict=True)), 0
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        return tuple(torch.stack(results) for results in zip(*calls, strict=True)), 0
 
     def _tensors(self, args: Sequence[Any]) -> Iterator[tuple[int, _Kind, Tensor]]:
         for i, (kind, arg) in enumerate(zip(self._arguments, args, strict=False)):

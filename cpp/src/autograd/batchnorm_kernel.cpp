@@ -3,6 +3,7 @@
 
 #include "autograd/formulas.h"
 #include "autograd/node.h"
+#include "autograd/tangents.h"
 #include "ops.h"
 #include "plan/checks.h"
 
@@ -15,11 +16,9 @@ using ops::OutputMask;
 ///
 /// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too:
 ///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
-class ForwardNode : public SavingNode<4> {
+class ForwardNode : public SavingNode<ForwardNode, 4> {
  public:
   enum Saved { kInput, kGamma, kMean, kInvstd };
-  bool training = true;
-  at::ScalarType beta_dtype = at::kFloat;
 
   std::string name() const override { return "MyOpsBatchnormForwardBackward"; }
 
@@ -30,11 +29,11 @@ class ForwardNode : public SavingNode<4> {
     const Tensor invstd = saved(kInvstd);
     variable_list out(3);
     if (grads[0].defined()) {
-      auto [dx, dgamma, dbeta] =
-          ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, training, {wants(0), wants(1), wants(2)});
+      auto [dx, dgamma, dbeta] = ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, constants.training,
+                                                         {wants(0), wants(1), wants(2)});
       out[0] = dx;
       out[1] = dgamma;
-      out[2] = in_dtype(dbeta, beta_dtype);
+      out[2] = in_dtype(dbeta, constants.beta_dtype);
     }
     if (grads.size() > 1 && wants(0)) {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
@@ -61,10 +60,9 @@ class ForwardNode : public SavingNode<4> {
 ///
 /// dx = gamma*r*(dy - m1 - xhat*m2) with m1 = sum_dy/M, m2 = sum_dy_xhat/M (0 in eval), dgamma = sum_dy_xhat,
 /// dbeta = sum_dy: the derivative of dx with respect to the sums joins the gradients of dgamma and dbeta.
-class BackwardNode : public SavingNode<5> {
+class BackwardNode : public SavingNode<BackwardNode, 5> {
  public:
   enum Saved { kGradOutput, kInput, kGamma, kMean, kInvstd };
-  bool training = true;
 
   std::string name() const override { return "MyOpsBatchnormBackwardBackward"; }
 
@@ -81,12 +79,12 @@ class BackwardNode : public SavingNode<5> {
       Tensor m1;
       Tensor m2;
       const c10::Scalar count(values_per_channel(input));
-      if (training) {
+      if (constants.training) {
         m1 = in.sum_dy() / count;
         m2 = in.sum_dy_xhat() / count;
       }
       through_dx = backward_apply_gradients(grads[0], in, m1, m2);
-      if (training) {
+      if (constants.training) {
         grad_sum_dy = sum_of(through_dx.m1 / count, grad_sum_dy);
         grad_sum_dy_xhat = sum_of(through_dx.m2 / count, grad_sum_dy_xhat);
       }
@@ -175,10 +173,10 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   PointerTo<ForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<ForwardNode>(input, gamma, beta);
-    node->training = training;
+    node->constants.training = training;
     node->save(ForwardNode::kInput, input);
     node->save(ForwardNode::kGamma, gamma);
-    if (beta) node->beta_dtype = beta->scalar_type();
+    if (beta) node->constants.beta_dtype = beta->scalar_type();
   }
   auto result = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -208,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
   PointerTo<BackwardNode> node;
   if (torch::autograd::compute_requires_grad(grad_output, input, gamma, save_mean, save_invstd)) {
     node = make_node<BackwardNode>(grad_output, input, gamma, save_mean, save_invstd);
-    node->training = training;
+    node->constants.training = training;
     node->save(BackwardNode::kGradOutput, grad_output);
     node->save(BackwardNode::kInput, input);
     node->save(BackwardNode::kGamma, gamma);

@@ -26,6 +26,10 @@ Term operator*(const Term& a, const Term& b) {
 
 Term operator/(const Term& a, const c10::Scalar& b) { return a.is_zero() ? Term() : Term(a.tensor_ / b); }
 
+Tensor in_dtype(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.defined() && tensor.scalar_type() != dtype ? tensor.to(dtype) : tensor;
+}
+
 Tensor per_channel(const Tensor& vector, const Tensor& like) {
   std::vector<int64_t> sizes(like.dim(), 1);
   sizes[1] = -1;

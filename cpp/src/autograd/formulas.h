@@ -31,6 +31,9 @@ class Term {
   at::Tensor tensor_;
 };
 
+/// Undefined stays undefined.
+at::Tensor in_dtype(const at::Tensor& tensor, at::ScalarType dtype);
+
 /// A [C] vector as [1, C, 1, ...], to broadcast against `like`.
 at::Tensor per_channel(const at::Tensor& vector, const at::Tensor& like);
 Term per_channel(const Term& vector, const at::Tensor& like);

@@ -1,4 +1,5 @@
-// What the derivatives share: making a node, saving tensors for the backward pass, reading and setting tangents.
+// What the derivative nodes share: making one, saving tensors for the backward pass, being recorded by compiled
+// autograd.
 //
 // The nodes are hand-written, like those that torch generates for its own operators: torch::autograd::Function does not
 // work under torch.func transforms.
@@ -10,12 +11,15 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "autograd/formulas.h"
 
@@ -46,26 +50,65 @@ PointerTo<N> make_node(const Inputs&... inputs) {
 /// Undefined counts as zero.
 inline Tensor sum_of(const Tensor& a, const Tensor& b) { return (Term(a) + b).tensor(); }
 
-inline Tensor in_dtype(const Tensor& gradient, at::ScalarType dtype) {
-  return gradient.defined() && gradient.scalar_type() != dtype ? gradient.to(dtype) : gradient;
-}
-
 /// As the operators take arguments that may be left out.
 inline OptionalTensor none_if_undefined(Tensor tensor) {
   return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
+/// What derivatives depend on besides tensors. A node uses what its operator has.
+struct Constants {
+  bool training = true;
+  at::ScalarType beta_dtype = at::kFloat;
+};
+
 /// A node with kSaved saved tensors, each possibly absent.
-template <size_t kSaved>
+template <class Derived, size_t kSaved>
 class SavingNode : public torch::autograd::Node {
  public:
+  Constants constants;
+
   void save(size_t index, const OptionalTensor& tensor, bool is_output = false) {
     saved_[index] = torch::autograd::SavedVariable(tensor, is_output);
+    is_output_[index] = is_output;
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& saved : saved_) saved.reset_data();
+  }
+
+  /// Compiled autograd records this node in a graph. Saved tensors become inputs of the graph; what else apply()
+  /// depends on is the key under which the graph is found again.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (size_t i = 0; i < kSaved; ++i) args.collect(saved_[i], is_output_[i]);
+    for (const bool wanted : all_wanted()) args.collect(wanted);
+    args.collect(constants.training);
+    args.collect(constants.beta_dtype);
+  }
+
+  /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& graph) override {
+    namespace compiled = torch::dynamo::autograd;
+    const auto apply_copy = [constants = constants, wanted = all_wanted()](const variable_list& grads,
+                                                                           const std::vector<c10::IValue>& tensors) {
+      const auto node = make_node<Derived>();
+      node->constants = constants;
+      node->wanted_ = wanted;
+      for (size_t i = 0; i < kSaved; ++i) node->save(i, tensors[i].toTensor());
+      return node->apply(variable_list(grads));
+    };
+    for (auto& saved : saved_) graph.before(saved);
+    std::vector<c10::IValue> tensors;
+    for (size_t i = 0; i < kSaved; ++i) tensors.emplace_back(saved(i));
+    for (auto& saved : saved_) graph.after(saved);
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::vector<at::TypePtr> types(kSaved, at::TensorType::get());
+    const auto function = compiler->bind_function(graph.get_py_compiler(), name(), apply_copy, types,
+                                                  /*is_custom_function=*/true);
+    using Metadata = compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>;
+    return compiler->call_function(graph.get_py_compiler(), "apply_functional", function, grads, tensors,
+                                   Metadata::pack(compiled::get_input_metadata(next_edges())));
   }
 
  protected:
@@ -74,7 +117,7 @@ class SavingNode : public torch::autograd::Node {
 
   OptionalTensor saved_optional(size_t index) { return none_if_undefined(saved(index)); }
 
-  bool wants(size_t input) { return task_should_compute_output(input); }
+  bool wants(size_t input) const { return wanted_.empty() ? task_should_compute_output(input) : wanted_[input]; }
 
   /// Only gradients that somebody waits for, each in the dtype of the input it belongs to.
   Tensor if_wanted(size_t input, const Tensor& gradient, at::ScalarType dtype) {
@@ -83,45 +126,19 @@ class SavingNode : public torch::autograd::Node {
 
  private:
   std::array<torch::autograd::SavedVariable, kSaved> saved_;
+  std::array<bool, kSaved> is_output_{};
+  std::vector<bool> wanted_;  // empty: ask the graph task
+
+  std::vector<bool> all_wanted() const {
+    std::vector<bool> all;
+    for (size_t i = 0; i < num_outputs(); ++i) all.push_back(wants(i));
+    return all;
+  }
 };
 
 /// The kernels write running statistics; saved copies of them must notice.
 inline void count_change(const OptionalTensor& tensor) {
   if (tensor) torch::autograd::increment_version(*tensor);
-}
-
-template <class... Tensors>
-bool any_tangent(const Tensors&... tensors) {
-  return (torch::autograd::isFwGradDefined(tensors) || ...);
-}
-
-/// torch has one level of dual numbers; torch.func nests them by wrapping tensors, not by more levels.
-constexpr uint64_t kLevel = 0;
-
-/// Undefined if it has none.
-inline Tensor tangent_of(const OptionalTensor& tensor) { return tensor ? tensor->_fw_grad(kLevel) : Tensor(); }
-
-/// The tensor without its tangent, for formulas: a tangent must not have one itself.
-inline Tensor primal_of(const Tensor& tensor) {
-  return torch::autograd::isFwGradDefined(tensor) ? tensor._fw_primal(kLevel) : tensor;
-}
-
-inline OptionalTensor primal_of(const OptionalTensor& tensor) {
-  return tensor ? OptionalTensor(primal_of(*tensor)) : std::nullopt;
-}
-
-inline Tangents tangents_of(const OptionalTensor& dy, const Tensor& x, const OptionalTensor& gamma, const Tensor& mean,
-                            const Tensor& invstd) {
-  const auto wide = [&](const OptionalTensor& tensor) { return in_dtype(tangent_of(tensor), mean.scalar_type()); };
-  return {wide(dy), wide(x), wide(gamma), wide(mean), wide(invstd)};
-}
-
-/// Nothing is set on outputs that the caller left out. A formula may leave out dimensions in which its value is
-/// constant.
-inline void set_tangent(const Tensor& output, const Term& tangent) {
-  if (!output.defined() || tangent.is_zero()) return;
-  const Tensor value = in_dtype(tangent.tensor(), output.scalar_type()).expand_symint(output.sym_sizes());
-  output._set_fw_grad(value, kLevel, /*is_inplace_op=*/false);
 }
 
 }  // namespace my_ops::autograd

@@ -4,6 +4,7 @@
 
 #include "autograd/formulas.h"
 #include "autograd/node.h"
+#include "autograd/tangents.h"
 #include "ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
@@ -12,7 +13,7 @@ namespace my_ops::autograd {
 namespace {
 
 /// (mean, M2) of input:  d mean / dx = 1/M      d M2 / dx = 2*(x - mean)
-class StatsNode : public SavingNode<2> {
+class StatsNode : public SavingNode<StatsNode, 2> {
  public:
   enum Saved { kInput, kMean };
   std::string name() const override { return "MyOpsBatchnormStatsBackward"; }
@@ -56,7 +57,7 @@ struct Counts {
 /// (mean, invstd) of R parts with m_k values each, M = sum m_k, var = sum(M2_k + m_k*(mean_k - mean)^2) / M:
 ///   d mean / d mean_k = m_k/M        d invstd / d M2_k = -invstd^3 / (2M)
 ///   d invstd / d mean_k = -invstd^3 * m_k * (mean_k - mean) / M
-class GatherStatsNode : public SavingNode<4> {
+class GatherStatsNode : public SavingNode<GatherStatsNode, 4> {
  public:
   enum Saved { kMeans, kCount, kMean, kInvstd };
   std::string name() const override { return "MyOpsBatchnormGatherStatsBackward"; }
@@ -95,10 +96,9 @@ void set_gather_stats_tangents(const Tensor& mean, const Tensor& m2, const Tenso
 
 /// y = (x - mean) * invstd * gamma + beta, with sums over dy as in eval mode:
 ///   d/d mean = -gamma*invstd*sum_dy      d/d invstd = gamma * sum(dy*(x - mean))
-class ApplyNode : public SavingNode<4> {
+class ApplyNode : public SavingNode<ApplyNode, 4> {
  public:
   enum Saved { kInput, kGamma, kMean, kInvstd };
-  at::ScalarType beta_dtype = at::kFloat;
   std::string name() const override { return "MyOpsBatchnormApplyBackward"; }
 
   variable_list apply(variable_list&& grads) override {
@@ -112,7 +112,7 @@ class ApplyNode : public SavingNode<4> {
                                                        {wants(0), wants(1), wants(2)});
     out[0] = dx;
     out[1] = dgamma;
-    out[2] = in_dtype(dbeta, beta_dtype);
+    out[2] = in_dtype(dbeta, constants.beta_dtype);
     if (wants(3) || wants(4)) {
       const Normalized in(grads[0], input, gamma, mean, invstd);
       out[3] = if_wanted(3, -in.scale() * channel_sum(in.dy), mean.scalar_type());
@@ -122,7 +122,7 @@ class ApplyNode : public SavingNode<4> {
   }
 };
 
-class BackwardReduceNode : public SavingNode<4> {
+class BackwardReduceNode : public SavingNode<BackwardReduceNode, 4> {
  public:
   enum Saved { kGradOutput, kInput, kMean, kInvstd };
   std::string name() const override { return "MyOpsBatchnormBackwardReduceBackward"; }
@@ -138,7 +138,7 @@ class BackwardReduceNode : public SavingNode<4> {
   }
 };
 
-class BackwardApplyNode : public SavingNode<8> {
+class BackwardApplyNode : public SavingNode<BackwardApplyNode, 8> {
  public:
   enum Saved { kGradOutput, kInput, kGamma, kMean, kInvstd, kSumDy, kSumDyXhat, kCount };
   std::string name() const override { return "MyOpsBatchnormBackwardApplyBackward"; }
@@ -216,7 +216,7 @@ Tensor batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const O
     node->save(ApplyNode::kGamma, gamma);
     node->save(ApplyNode::kMean, mean);
     node->save(ApplyNode::kInvstd, invstd);
-    if (beta) node->beta_dtype = beta->scalar_type();
+    if (beta) node->constants.beta_dtype = beta->scalar_type();
   }
   Tensor output = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;

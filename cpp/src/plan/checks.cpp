@@ -22,6 +22,10 @@ struct Argument {
   const Tensor& tensor;
 };
 
+const Tensor kNone;
+
+const Tensor& or_none(const OptionalTensor& tensor) { return tensor ? *tensor : kNone; }
+
 bool is_half(ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
 std::string dtype_name(ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
@@ -309,14 +313,13 @@ void check_forward_out(const Tensor& input, const OptionalTensor& gamma, const O
   check.image_result({"output", output});
   check.channel_result({"save_mean", save_mean}, statistics);
   check.channel_result({"save_invstd", save_invstd}, statistics);
-  const Tensor none;
   check.result_memory({{"output", output}, {"save_mean", save_mean}, {"save_invstd", save_invstd}},
                       {{"input", input},
-                       {"gamma", gamma ? *gamma : none},
-                       {"beta", beta ? *beta : none},
-                       {"running_mean", running_mean ? *running_mean : none},
-                       {"running_var", running_var ? *running_var : none},
-                       {"num_batches_tracked", num_batches_tracked ? *num_batches_tracked : none}});
+                       {"gamma", or_none(gamma)},
+                       {"beta", or_none(beta)},
+                       {"running_mean", or_none(running_mean)},
+                       {"running_var", or_none(running_var)},
+                       {"num_batches_tracked", or_none(num_batches_tracked)}});
 }
 
 void check_backward_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
@@ -324,8 +327,7 @@ void check_backward_out(const Tensor& grad_output, const Tensor& input, const Op
                         const Tensor& grad_input, const Tensor& grad_gamma, const Tensor& grad_beta) {
   const Checker check("batchnorm_backward", {"input", input});
   const auto gradients = gamma ? gamma->scalar_type() : save_mean.scalar_type();
-  const Tensor none;
-  const auto wanted = [&](int i, const Tensor& result) -> const Tensor& { return output_mask[i] ? result : none; };
+  const auto wanted = [&](int i, const Tensor& result) -> const Tensor& { return output_mask[i] ? result : kNone; };
   if (output_mask[0]) check.image_result({"grad_input", grad_input});
   if (output_mask[1]) check.channel_result({"grad_gamma", grad_gamma}, gradients);
   if (output_mask[2]) check.channel_result({"grad_beta", grad_beta}, gradients);
@@ -334,7 +336,7 @@ void check_backward_out(const Tensor& grad_output, const Tensor& input, const Op
                        {"grad_beta", wanted(2, grad_beta)}},
                       {{"grad_output", grad_output},
                        {"input", input},
-                       {"gamma", gamma ? *gamma : none},
+                       {"gamma", or_none(gamma)},
                        {"save_mean", save_mean},
                        {"save_invstd", save_invstd}});
 }
@@ -342,24 +344,20 @@ void check_backward_out(const Tensor& grad_output, const Tensor& input, const Op
 void check_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
                      const Tensor& invstd, const Tensor& out) {
   const Checker check("batchnorm_apply", {"input", input});
-  const Tensor none;
   check.image_result({"out", out});
-  check.result_memory({{"out", out}}, {{"input", input},
-                                       {"gamma", gamma ? *gamma : none},
-                                       {"beta", beta ? *beta : none},
-                                       {"mean", mean},
-                                       {"invstd", invstd}});
+  check.result_memory(
+      {{"out", out}},
+      {{"input", input}, {"gamma", or_none(gamma)}, {"beta", or_none(beta)}, {"mean", mean}, {"invstd", invstd}});
 }
 
 void check_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
                               const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy, const Tensor& sum_dy_xhat,
                               const Tensor& count, const Tensor& out) {
   const Checker check("batchnorm_backward_apply", {"input", input});
-  const Tensor none;
   check.image_result({"out", out});
   check.result_memory({{"out", out}}, {{"grad_output", grad_output},
                                        {"input", input},
-                                       {"gamma", gamma ? *gamma : none},
+                                       {"gamma", or_none(gamma)},
                                        {"mean", mean},
                                        {"invstd", invstd},
                                        {"sum_dy", sum_dy},
