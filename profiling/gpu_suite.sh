@@ -95,11 +95,11 @@ odd_sizes() {
   return $status
 }
 
-# With several processes where pytest has xdist.
+# With several processes where pytest has xdist; with names, for what is left when the time runs out.
 tests() {
   local parallel=()
   if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n 8 --dist worksteal); fi
-  "$python" -m pytest -q -p no:cacheprovider --tb=short --maxfail=40 "${parallel[@]}" "$@"
+  "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 "${parallel[@]}" "$@"
 }
 
 # Each family in the whole tests of forward, backward and the phases.
