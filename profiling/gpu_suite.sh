@@ -174,7 +174,7 @@ else
   part gpu_tests 80 bash -c 'tests tests/test_cuda.py'
   part build_facts 30 nvcc -std=c++17 -O3 -arch=native profiling/gpu_facts.cu -o "$build/facts"
   part facts 30 bash -c facts
-  part benchmark 90 bash -c 'benchmark "" --seconds 0.01'
+  part benchmark 120 bash -c 'benchmark "" --seconds 0.01 --dtype bfloat16 --dtype float32 --dtype float16'
   part tests 90 bash -c 'tests tests -k cuda --ignore=tests/test_cuda.py'
   part sanitizer 60 bash -c sanitizer
   part families 60 bash -c families
