@@ -17,7 +17,7 @@ else
 endif
 package := $(build)/.package
 sources := $(shell find CMakeLists.txt pyproject.toml cpp python tests/cpp -type f -not -name '*.pyc')
-cpp := $(shell find cpp tests/cpp -name third_party -prune -o -regex '.*\.\(h\|cpp\|cuh?\)' -print)
+cpp := $(shell find cpp tests/cpp profiling -name third_party -prune -o -regex '.*\.\(h\|cpp\|cuh?\)' -print)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

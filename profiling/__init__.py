@@ -10,6 +10,7 @@ workloads      real images, real networks, and the tensors of every batch norm c
 peers          the implementations that are compared, as calls without arguments
 correctness    every result against float64
 timing         interleaved clocks, bytes, multiples of a copy
+gpu            what that takes on a GPU: copies beyond its cache, graphs, kernel names
 training       a small network trained both ways
 recording      torch.profiler traces of a training step both ways
 traces         reads such a trace (needs no torch)
@@ -19,5 +20,6 @@ benchmark      the suite of shapes, dtypes, layouts and directions
 figures        plots
 *_tables       the figures as tables, on the terminal and in the report
 report         HTML and JSON
+json_text      figures as JSON
 =============  =======================================================================================
 """

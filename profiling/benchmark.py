@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from profiling import correctness, machine, timing, workloads
+from profiling import correctness, json_text, machine, timing, workloads
 from profiling.machine import Machine
-from profiling.peers import OURS, CompiledNative, Implementation, Native, OneDnn, Ours
+from profiling.peers import OURS, Aten, CompiledNative, Implementation, Native, OneDnn, Ours
 from profiling.timing import Direction, Measurement
 from profiling.workloads import Case, Shape
 
@@ -63,9 +62,10 @@ class Suite:
         return not self.failures
 
 
-def implementations(compiled: bool, onednn: bool) -> list[Implementation]:
+def implementations(compiled: bool, onednn: bool, device: torch.device) -> list[Implementation]:
     chosen: list[Implementation] = [Ours(), Native()]
-    return chosen + [CompiledNative()] * compiled + [OneDnn()] * onednn
+    on_gpu = device.type == "cuda"
+    return chosen + [Aten()] * on_gpu + [CompiledNative()] * compiled + [OneDnn()] * onednn
 
 
 def select(
@@ -96,7 +96,9 @@ def run(
     seconds: float,
     device: torch.device,
     console: Console,
+    keep: Callable[[Suite], None],
 ) -> Suite:
+    """``keep`` is called with what is there after every task: a run that is stopped has not been for nothing."""
     suite = Suite(machine.describe(device), seconds, [], [])
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -112,6 +114,7 @@ def run(
                 for direction in directions:
                     measurement = timing.measure(case, task.layout, direction, able, seconds, task.layers)
                     suite.rows.append(Row(task.group, measurement, left_out))
+            keep(suite)
             progress.advance(bar)
     return suite
 
@@ -142,7 +145,7 @@ def _validate(case: Case, layout: str, peers: Sequence[Implementation]) -> dict[
 
 
 def write(suite: Suite, path: Path) -> None:
-    """Writes the figures as JSON; the file appears when it is complete."""
+    """Writes the figures as JSON; the file is replaced at once, never half written."""
     content = {
         "machine": suite.machine,
         "method": timing.METHOD,
@@ -154,7 +157,7 @@ def write(suite: Suite, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    unfinished.write_text(json_text.of(content), encoding="utf-8")
     os.replace(unfinished, path)
 
 

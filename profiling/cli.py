@@ -107,9 +107,11 @@ def benchmark(
         directions = benchmark.select_directions(direction)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    suite = benchmark.run(tasks, directions, benchmark.implementations(compiled, onednn), seconds, chosen, console)
     path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
-    benchmark.write(suite, path)
+    peers = benchmark.implementations(compiled, onednn, chosen)
+    suite = benchmark.run(
+        tasks, directions, peers, seconds, chosen, console, keep=lambda suite: benchmark.write(suite, path)
+    )
     for table in suite_tables.of(suite):
         tables.print_to(console, table)
     console.print(f"figures: {path}", soft_wrap=True)

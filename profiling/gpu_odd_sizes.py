@@ -1,7 +1,7 @@
 """Every operator on the GPU at sizes that fit no vector and no tile, against float64; small enough for a sanitizer.
 
-Usage: python profiling/gpu_odd_sizes.py. Exit code 1 if a result is wrong. The environment variable MY_OPS_CUDA_FAMILY
-(stream, cta, cluster) chooses the kernels.
+Usage: python profiling/gpu_odd_sizes.py [DEVICE [few]], with "few" a quarter of them. Exit code 1 if a result is wrong.
+The environment variable MY_OPS_CUDA_FAMILY (stream, cta, cluster, grid) chooses the kernels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 import my_ops  # noqa: F401
 
 ops = torch.ops.my_ops
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
 EPS = 1e-3
 SIZES = [
     (1, 1, 49),
@@ -36,7 +37,7 @@ def _channel(vector: Tensor) -> Tensor:
 
 
 def _image(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    image = torch.randn(shape, device="cuda").to(dtype)
+    image = torch.randn(shape, device=DEVICE).to(dtype)
     return image.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else image
 
 
@@ -44,8 +45,8 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
     """Largest error of each result, divided by the largest value (at least 1) of the exact one."""
     x, dy = (_image(shape, dtype, channels_last) for _ in range(2))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    gamma, beta, mean_r, var_r = (torch.rand(shape[1], device="cuda", dtype=wide) + 0.5 for _ in range(4))
-    counter = torch.tensor(0, device="cuda")
+    gamma, beta, mean_r, var_r = (torch.rand(shape[1], device=DEVICE, dtype=wide) + 0.5 for _ in range(4))
+    counter = torch.tensor(0, device=DEVICE)
     exact_x, exact_dy = x.double(), dy.double()
     mean = exact_x.mean((0, 2))
     var = exact_x.var((0, 2), correction=0)
@@ -65,7 +66,8 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
     reduced = ops.batchnorm_backward_reduce(dy, x, *gathered[:2])
     given = ops.batchnorm_backward_apply(dy, x, gamma, *gathered[:2], *reduced, stats[2])
     frozen = ops.batchnorm_forward(x, gamma, beta, forward[1], var.to(wide), False, 0.1, EPS)
-    eval_dx = ops.batchnorm_backward(dy, x, gamma, *forward[1:], False)[0]
+    frozen_grads = ops.batchnorm_backward(dy, x, gamma, *forward[1:], False)
+    eval_dx = ops.batchnorm_backward(dy, x, gamma, *forward[1:], False, [True, False, False])[0]
     pairs = {
         "output": (forward[0], y),
         "mean": (forward[1], mean),
@@ -78,8 +80,10 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
         "sum_dy_xhat": (reduced[1], sums[1]),
         "backward_apply": (given, dx),
         "inference": (frozen[0], y),
-        "eval grad_input": (eval_dx, scale * exact_dy),
-        "counter": (counter.double(), torch.ones((), device="cuda", dtype=torch.float64)),
+        "eval grad_input": (frozen_grads[0], scale * exact_dy),
+        "eval grad_gamma": (frozen_grads[1], sums[1]),
+        "eval grad_input alone": (eval_dx, scale * exact_dy),
+        "counter": (counter.double(), torch.ones((), device=DEVICE, dtype=torch.float64)),
         "running_mean": (mean_r, mean),
     }
     return {
@@ -91,7 +95,9 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
 def main() -> int:
     torch.manual_seed(20240607)
     wrong = 0
-    for shape, dtype, channels_last in product(SIZES, TOLERANCE, (False, True)):
+    few = len(sys.argv) > 2
+    dtypes = [torch.float32, torch.bfloat16] if few else list(TOLERANCE)
+    for shape, dtype, channels_last in product(SIZES[::2] if few else SIZES, dtypes, (False, True)):
         if shape[0] * shape[2] == 1:
             continue
         found = {
@@ -100,7 +106,6 @@ def main() -> int:
         wrong += bool(found)
         if found:
             print("wrong:", shape, dtype, "channels last" if channels_last else "contiguous", found)
-    torch.cuda.synchronize()
     print(os.environ.get("MY_OPS_CUDA_FAMILY", "all families"), "-", wrong, "cases wrong")
     return 1 if wrong else 0
 

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
-from profiling import compare_tables, figures, timing, trace_tables
+from profiling import compare_tables, figures, json_text, timing, trace_tables
 from profiling.correctness import QUANTITIES
 from profiling.peers import NATIVE, OURS
 from profiling.recording import by_name
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Writes index.html, figures.json and overview.png into ``folder``."""
-    (folder / "figures.json").write_bytes(as_json(comparison))
+    (folder / "figures.json").write_text(as_json(comparison), encoding="utf-8")
     (folder / "index.html").write_text(as_html(comparison), encoding="utf-8")
     figures.to_png(figures.overview(comparison), folder / "overview.png")
 
@@ -55,7 +54,7 @@ def print_to(console: Console, comparison: Comparison) -> None:
                 print_table(console, table)
 
 
-def as_json(comparison: Comparison) -> bytes:
+def as_json(comparison: Comparison) -> str:
     """Every figure of the report, unrounded; null where it is infinite."""
     content = {
         "correct": comparison.correct,
@@ -68,7 +67,7 @@ def as_json(comparison: Comparison) -> bytes:
         "training": comparison.runs,
         "traces": comparison.recordings,
     }
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2)
+    return json_text.of(content)
 
 
 def as_html(comparison: Comparison) -> str:

@@ -28,7 +28,8 @@ def rows(suite: Suite, peers: Sequence[str]) -> Table:
     own = (f"{OURS} us", f"{OURS} GB/s", FRESH_COPY, OURS)
     return Table(
         title="Benchmark: times as multiples of y.copy_(x)",
-        note="Medians; the columns after GB/s are multiples of the copy. " + " ".join(_reasons(suite)),
+        note="Medians; the columns after GB/s are multiples of the copy. "
+        + " ".join((*_reasons(suite), *_cudnn(suite))),
         head=("shape", "dtype", "layout", "direction", *own, *peers, *(f"{name} / {OURS}" for name in peers)),
         rows=cells,
         words=4,
@@ -64,3 +65,11 @@ def _reasons(suite: Suite) -> Iterator[str]:
     found = Counter(item for row in suite.rows for item in row.left_out.items())
     for (name, reason), times in found.items():
         yield f"{name} left out of {times} rows: {reason}."
+
+
+def _cudnn(suite: Suite) -> Iterator[str]:
+    """Which library native was, by the names of its GPU kernels."""
+    kernels = [row.measurement.kernels[NATIVE] for row in suite.rows if NATIVE in row.measurement.kernels]
+    if kernels:
+        cudnn = sum(any("cudnn" in name.lower() for name in names) for names in kernels)
+        yield f"{NATIVE} ran kernels of cuDNN in {cudnn} of {len(kernels)} rows, of ATen in the others."

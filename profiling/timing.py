@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from profiling import peers
+from profiling import gpu, peers
 from profiling.peers import NATIVE, OURS, Call, Implementation
 from profiling.workloads import Case
 
@@ -22,11 +22,12 @@ FRESH_COPY = "copy, as called"
 METHOD = (
     "Every figure is the median over rounds. A round times each peer once, in an order that rotates from round to "
     "round, so that a change in the machine's speed meets all peers alike. One sample is as many calls in a row as "
-    "fill half a millisecond (on a GPU between two CUDA events), after warm-up calls. Calls are repeated on the same "
-    "tensors: what fits into the last-level cache is read from there. The batch norm operators are timed as called: "
-    "they allocate their outputs. The unit, one y.copy_(x) of the input, writes into an output that exists; a copy "
-    "into a fresh output is given beside it. GB/s are the bytes that must move at least (inputs read once, outputs "
-    "written once), divided by the time."
+    "fill half a millisecond, after warm-up calls. On a CPU, calls are repeated on the same tensors: what fits into "
+    "the last-level cache is read from there. On a GPU, a graph walks through as many copies of the tensors as exceed "
+    "the L2 cache twice, 64 at most, and is replayed between two CUDA events. The batch norm operators are timed as "
+    "called: they allocate their outputs. The unit, one y.copy_(x) of the input, writes into an output that exists; a "
+    "copy into a fresh output is given beside it. GB/s are the bytes that must move at least (inputs read once, "
+    "outputs written once), divided by the time."
 )
 
 _SAMPLE = 5e-4  # seconds that one sample lasts at least
@@ -50,6 +51,8 @@ class Measurement:
     layers: int  # of the network that have this shape; 0 where the shape is not a network's
     bytes: int  # that must move at least
     samples: dict[str, list[float]]
+    tensors: int = 1  # copies of the case that were walked through
+    kernels: dict[str, list[str]] = field(default_factory=dict)  # by peer, on a GPU
 
     def seconds(self, name: str) -> float:
         return statistics.median(self.samples[name])
@@ -73,18 +76,34 @@ def measure(
     layers: int = 0,
 ) -> Measurement:
     """Times ``implementations`` and both copies on ``case``, already arranged in ``layout``, for about ``seconds``."""
-    private = case.private()
-    calls: dict[str, Call] = {each.name: prepare(each, private, direction) for each in implementations}
-    calls |= {COPY: peers.copy(case), FRESH_COPY: peers.fresh_copy(case)}
-    samples = interleave(calls, case.input.device, seconds)
+    on_gpu = case.input.device.type == "cuda"
+    cases = gpu.copies(case) if on_gpu else [case]
+    calls = _prepared(cases, direction, implementations)
+    kernels = gpu.kernels({name: of_peer[0] for name, of_peer in calls.items()}) if on_gpu else {}
+    timed = {name: gpu.graph(of_peer) if on_gpu else of_peer[0] for name, of_peer in calls.items()}
+    samples = {
+        name: [value / len(cases) for value in values]
+        for name, values in interleave(timed, case.input.device, seconds).items()
+    }
     dtype = str(case.input.dtype).removeprefix("torch.")
-    return Measurement(case.shape, dtype, layout, direction, layers, minimum_bytes(case, direction), samples)
+    facts = (case.shape, dtype, layout, direction, layers, minimum_bytes(case, direction))
+    return Measurement(*facts, samples, len(cases), kernels)
+
+
+def _prepared(
+    cases: Sequence[Case], direction: Direction, implementations: Iterable[Implementation]
+) -> dict[str, list[Call]]:
+    """By peer, one call for each of ``cases``."""
+    calls: dict[str, list[Call]] = {}
+    for each in implementations:
+        calls[each.name] = [prepare(each, case.private(), direction) for case in cases]
+    return calls | {COPY: [peers.copy(case) for case in cases], FRESH_COPY: [peers.fresh_copy(case) for case in cases]}
 
 
 def figures(measurement: Measurement) -> dict[str, object]:
     """A measurement for JSON: by peer median and quartiles, in seconds and as multiples of the copy of that round."""
     copies = measurement.samples[COPY]
-    names = ("shape", "dtype", "layout", "direction", "layers", "bytes")
+    names = ("shape", "dtype", "layout", "direction", "layers", "bytes", "tensors")
     return {
         **{name: getattr(measurement, name) for name in names},
         "rounds": len(copies),
@@ -95,6 +114,7 @@ def figures(measurement: Measurement) -> dict[str, object]:
                 "copies": measurement.copies(name),
                 "copies_quartiles": _quartiles([mine / copy for mine, copy in zip(samples, copies, strict=True)]),
                 "gigabytes_per_second": measurement.gigabytes_per_second(name),
+                "kernels": measurement.kernels.get(name, []),
             }
             for name, samples in measurement.samples.items()
         },

@@ -7,13 +7,12 @@ kernels belong to the operator whose launch has their correlation id.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 STEP = "ProfilerStep#"  # as torch.profiler itself names steps
 
@@ -68,8 +67,8 @@ def load(path: Path) -> list[Interval]:
     Raises ValueError, naming the file, if it is no chrome trace or has no training step.
     """
     try:
-        events = orjson.loads(path.read_bytes())["traceEvents"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        events = json.loads(path.read_bytes())["traceEvents"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a chrome trace of torch.profiler ({error})") from error
     steps = steps_of(events)
     if not steps:

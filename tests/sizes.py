@@ -34,5 +34,18 @@ PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous")
     for layout in ("contiguous", "channels_last")
 ]
 
+# Shape and strides: where a size is 1 the stride says nothing, and more than one layout fits.
+AMBIGUOUS = [
+    ((4, 1, 6, 5), (30, 1, 5, 1)),
+    ((4, 1, 6, 5), (30, 77, 5, 1)),
+    ((4, 8, 1, 1), (8, 1, 8, 8)),
+    ((4, 8, 1, 1), (8, 1, 77, 3)),
+    ((1, 8, 3, 3), (1, 9, 3, 1)),
+    ((1, 8, 3, 3), (5, 1, 24, 8)),
+    ((16, 24), (24, 1)),
+    ((3, 8, 16, 1), (128, 16, 1, 16)),
+    ((3, 8, 16, 1), (128, 1, 8, 2)),
+]
+
 EMPTY = [(0, 3), (0, 3, 4, 5), (2, 3, 0), (2, 3, 4, 0)]
 NO_CHANNELS = [(5, 0), (2, 0, 4), (0, 0, 0)]

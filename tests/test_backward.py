@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checks import activations, arguments, bit_equal, check_backward, ops
 from layouts import LAYOUTS, RANKED_LAYOUTS, SHAPES, arrange, strided
-from sizes import AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
+from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
 from tolerances import accumulation_dtype
 
 MASKS = list(product([False, True], repeat=3))
@@ -71,6 +71,15 @@ def test_extreme_proportions(
 ) -> None:
     input = arrange(activations(shape, dtype, device), layout)
     check_backward(arrange(gradients(shape, dtype, device), layout), arguments(input, training))
+
+
+@pytest.mark.parametrize(("shape", "stride"), AMBIGUOUS, ids=str)
+def test_ambiguous_strides(
+    device: str, dtype: torch.dtype, training: bool, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    input, grad_output = (torch.empty_strided(shape, stride, dtype=dtype, device=device) for _ in range(2))
+    args = arguments(input.copy_(activations(shape, dtype, device)), training)
+    check_backward(grad_output.copy_(gradients(shape, dtype, device)), args)
 
 
 @pytest.mark.parametrize("shape", EMPTY + NO_CHANNELS, ids=str)

@@ -10,7 +10,7 @@ import torch
 
 from checks import VECTORS, activations, arguments, bit_equal, check_forward, ops
 from layouts import RANKED_LAYOUTS, SHAPES, arrange, guarded, strided
-from sizes import AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
+from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
 
 SUBSETS = [tuple(name for name, used in zip(VECTORS, bits, strict=True) if used) for bits in product([0, 1], repeat=4)]
 
@@ -51,6 +51,14 @@ def test_extreme_proportions(
     device: str, dtype: torch.dtype, training: bool, shape: tuple[int, ...], layout: str
 ) -> None:
     check_forward(arguments(arrange(activations(shape, dtype, device), layout), training))
+
+
+@pytest.mark.parametrize(("shape", "stride"), AMBIGUOUS, ids=str)
+def test_ambiguous_strides(
+    device: str, dtype: torch.dtype, training: bool, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    input = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    check_forward(arguments(input.copy_(activations(shape, dtype, device)), training))
 
 
 @pytest.mark.parametrize("shape", EMPTY, ids=str)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-for package in ("jinja2", "matplotlib", "orjson", "rich", "sklearn", "transformers", "typer"):
+for package in ("jinja2", "matplotlib", "rich", "sklearn", "transformers", "typer"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
 
 from typer.testing import CliRunner
@@ -29,6 +30,8 @@ from profiling import (
     compare,
     correctness,
     figures,
+    gpu_summary,
+    json_text,
     peers,
     timing,
     traces,
@@ -320,6 +323,41 @@ def test_a_broken_trace_is_named(tmp_path: Path, content: str, message: str) -> 
     path.write_text(content)
     with pytest.raises(ValueError, match=f"trace.json: {message}"):
         traces.load(path)
+
+
+# Files
+
+
+def test_json_of_dataclasses_and_of_what_json_has_no_number_for() -> None:
+    assert json.loads(json_text.of({"a": [timing.Direction.FORWARD, (1, math.inf)]})) == {"a": ["forward", [1, None]]}
+    step = analysis.summarise(traces.steps_of(EVENTS))
+    content = json.loads(json_text.of(replace(step, step_ms=math.nan)))
+    assert content["step_ms"] is None and content["groups"][0]["name"] == "optimizer"
+
+
+def suite_row(native: float, kernels: list[str]) -> dict[str, Any]:
+    seconds = {OURS: 2.0, NATIVE: native, COPY: 1.0}
+    figures = {
+        name: {"seconds": value, "gigabytes_per_second": 6 / value, "kernels": kernels if name == NATIVE else []}
+        for name, value in seconds.items()
+    }
+    return {"direction": "forward", "dtype": "float32", "layout": "contiguous", "peers": figures}
+
+
+def test_gpu_summary_names_native_by_its_kernels_and_keeps_what_is_there(tmp_path: Path) -> None:
+    rows = [suite_row(8.0, ["cudnn::bn_fw"]), suite_row(2.0, ["cudnn::bn_fw"]), suite_row(1.0, ["batch_norm_welford"])]
+    (found,) = gpu_summary.means(rows)
+    assert found["times ours"] == pytest.approx({COPY: 0.5, "native (cuDNN)": 2.0, "native (ATen)": 0.5})
+    assert found["of the copy's bandwidth"] == pytest.approx(0.5) and found["slower than a peer"] == 1
+
+    (tmp_path / "parts.tsv").write_text("build\t0\t70\t170\ntests\t1\t9\t90\n")
+    (tmp_path / "tests.log").write_text("1 failed | 3 passed\n\n")
+    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "benchmark_compiled.json").write_text('{"rows": [')  # cut short
+    gpu_summary.main(tmp_path, tmp_path)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert content["parts"][1]["last"] == ["1 failed | 3 passed"] and content["benchmarks"].keys() == {"benchmark"}
+    assert "native (ATen) 0.50, native (cuDNN) 2.00" in (tmp_path / "summary.md").read_text()
 
 
 # The commands

@@ -19,9 +19,10 @@ using my_ops::plan::Layout;
 using my_ops::plan::Shape;
 namespace cuda = my_ops::cuda;
 
-constexpr Device kH200{132, 227 << 10, 8};
-constexpr Device kA100{108, 163 << 10, 1};
-constexpr Device kSmall{6, 99 << 10, 8};
+constexpr Device kH200{132, 227 << 10, 8, 132, int64_t{120} << 20};
+constexpr Device kA100{108, 163 << 10, 1, 108, int64_t{80} << 20};
+constexpr Device kSmall{6, 99 << 10, 8, 6, 0};
+constexpr Device kGridAlone{132, 227 << 10, 0, 132, 0};
 
 Shape images(int64_t n, int64_t c, int64_t s) { return {n, c, s, Layout::contiguous}; }
 Shape rows(int64_t n, int64_t c, int64_t s = 1) { return {n, c, s, Layout::channels_last}; }
@@ -48,14 +49,15 @@ TEST_P(PlanTable, Family) {
   const Problem problem{wanted.shape, wanted.element_bytes, true};
   const LaunchPlan forward = cuda::plan_whole(problem, 1, kH200);
   const LaunchPlan backward = cuda::plan_whole(problem, 2, kH200);
-  EXPECT_EQ(forward.family, wanted.forward);
+  EXPECT_EQ(forward.family, wanted.forward) << static_cast<int>(forward.family);
   EXPECT_EQ(forward.team, wanted.forward_team);
-  EXPECT_EQ(backward.family, wanted.backward);
+  EXPECT_EQ(backward.family, wanted.backward) << static_cast<int>(backward.family);
   EXPECT_EQ(backward.team, wanted.backward_team);
 }
 
 constexpr Family kStream = Family::stream;
 constexpr Family kFused = Family::fused;
+constexpr Family kGrid = Family::grid;
 
 // ResNet-50 on an H200, then shapes at the edges of each family.
 INSTANTIATE_TEST_SUITE_P(H200, PlanTable,
@@ -66,13 +68,17 @@ INSTANTIATE_TEST_SUITE_P(H200, PlanTable,
                                          Choice{images(32, 1024, 14 * 14), 2, kFused, 1, kFused, 2},
                                          Choice{images(32, 2048, 7 * 7), 2, kFused, 1, kFused, 2},
                                          Choice{images(32, 2048, 7 * 7), 4, kFused, 1, kFused, 2},
-                                         Choice{images(256, 64, 112 * 112), 2, kStream, 1, kStream, 1},
-                                         Choice{images(256, 256, 56 * 56), 2, kFused, 8, kStream, 1},
+                                         Choice{images(32, 16, 112 * 112), 2, kFused, 8, kFused, 8},
+                                         Choice{images(256, 64, 112 * 112), 2, kGrid, 32, kGrid, 64},
+                                         Choice{images(256, 256, 56 * 56), 2, kFused, 8, kGrid, 16},
+                                         Choice{images(2048, 64, 112 * 112), 2, kStream, 1, kStream, 1},
+                                         Choice{rows(64, 512, 28 * 28), 4, kStream, 1, kGrid, 66},
                                          Choice{images(256, 2048, 7 * 7), 2, kFused, 8, kFused, 8},
                                          Choice{rows(32, 2048, 7 * 7), 2, kFused, 8, kFused, 8},
                                          Choice{rows(32, 64, 112 * 112), 2, kStream, 1, kStream, 1},
                                          Choice{images(32, 3, 224 * 224), 4, kStream, 1, kStream, 1},
                                          Choice{images(2, 3, 25), 4, kStream, 1, kStream, 1},
+                                         Choice{images(2, 3, 20000), 2, kFused, 8, kFused, 8},
                                          Choice{images(8, 16, 16), 4, kFused, 8, kFused, 8},
                                          Choice{rows(64, 32), 4, kFused, 8, kFused, 8},
                                          Choice{images(32, 64, 56 * 56), 8, kStream, 1, kStream, 1}));
@@ -89,6 +95,18 @@ TEST(Plan, NoClustersBeforeHopper) {
 
 TEST(Plan, NoTeamMeansStream) {
   EXPECT_EQ(cuda::plan_whole({images(32, 2048, 49), 2, true}, 1, {132, 227 << 10, 0}).family, kStream);
+}
+
+/// A strip that a cluster does not hold: by the grid only if the inputs exceed what the device says.
+TEST(Plan, GridOnlyForLargeInputs) {
+  const Problem problem{images(256, 64, 112 * 112), 2, true};
+  Device device = kH200;
+  device.grid_bytes = problem.shape.n * problem.shape.c * problem.shape.s * 2;
+  EXPECT_EQ(cuda::plan_whole(problem, 1, device).family, kGrid);
+  ++device.grid_bytes;
+  EXPECT_EQ(cuda::plan_whole(problem, 1, device).family, kStream);
+  device.resident = 0;
+  EXPECT_EQ(cuda::plan_whole(problem, 2, device).family, kStream);
 }
 
 TEST(Plan, StreamingGridsFillTheDevice) {
@@ -183,12 +201,15 @@ TEST_P(TilingTest, StreamVisitsEveryValueOnce) {
 
 TEST_P(TilingTest, FusedVisitsEveryValueOnce) {
   const Cut& cut = GetParam();
-  for (const Device& device : {kH200, kA100, kSmall}) {
+  for (const Device& device : {kH200, kA100, kSmall, kGridAlone}) {
     for (const int32_t inputs : {1, 2}) {
       const LaunchPlan plan = cuda::plan_whole({cut.shape, cut.element_bytes, cut.aligned}, inputs, device);
-      if (plan.family != kFused) continue;
+      if (plan.family == kStream) continue;
       EXPECT_LE(plan.tiling.threads(), 512);
       EXPECT_LE(plan.tiling.chunks(), plan.team);
+      EXPECT_LE(plan.teams, plan.tiling.strips());
+      EXPECT_GE(plan.teams, plan.family == kFused ? plan.tiling.strips() : 1);
+      EXPECT_TRUE(plan.family == kFused || plan.teams * plan.team <= device.resident);
       EXPECT_LE(cuda::stash_bytes(plan.tiling, cut.element_bytes, inputs) +
                     cuda::scratch_bytes(plan.tiling, cut.element_bytes),
                 device.shared_bytes);

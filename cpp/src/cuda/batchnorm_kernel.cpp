@@ -93,7 +93,7 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
   return {output, save_mean, save_invstd};
 }
 
-/// Training needs both sums for dx. In eval dx depends on dy alone, and the sums are only needed for themselves.
+/// Training needs both sums for dx. In eval dx depends on dy alone, and is written while the sums are taken.
 void backward_passes(const Tensor& x, Backward arguments, const Problem& problem, bool training) {
   const Device& device = current_device();
   const bool sums = arguments.sum_dy.data != nullptr || arguments.sum_dy_xhat.data != nullptr;
@@ -105,12 +105,13 @@ void backward_passes(const Tensor& x, Backward arguments, const Problem& problem
     return;
   }
   const LaunchPlan plan{Family::stream, plan_stream(problem, device), 1};
-  if (sums) {
-    const Tensor scratch = workspace(x, plan);
-    arguments.workspace = scratch.mutable_data_ptr();
+  const Tensor scratch = sums ? workspace(x, plan) : Tensor();
+  if (sums) arguments.workspace = scratch.mutable_data_ptr();
+  if (arguments.dx != nullptr) {
+    C10_CUDA_CHECK(backward_eval(launch_of(x, plan), arguments));
+  } else if (sums) {
     C10_CUDA_CHECK(backward_reduce(launch_of(x, plan), arguments));
   }
-  if (arguments.dx != nullptr) C10_CUDA_CHECK(backward_eval(launch_of(x, plan), arguments));
 }
 
 /// All of a backward pass over a dense x; grad_input laid out as x. Undefined gradients are not wanted.

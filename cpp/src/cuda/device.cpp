@@ -5,11 +5,10 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <mutex>
-#include <string_view>
+#include <string>
 
 #include "plan/problem.h"
 
@@ -24,25 +23,38 @@ int32_t attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-int32_t allowed_team() {
-  constexpr int32_t kPortableCluster = 8;
-  static const int32_t allowed = [] {
+const std::string& wanted_family() {
+  static const std::string family = [] {
     const char* value = std::getenv("MY_OPS_CUDA_FAMILY");
-    if (value == nullptr) return kPortableCluster;
-    const std::string_view family = value;
-    if (family == "stream") return 0;
-    if (family == "cta") return 1;
-    TORCH_CHECK(family == "cluster", "MY_OPS_CUDA_FAMILY: expected stream, cta or cluster, got ", value);
-    return kPortableCluster;
+    return std::string(value == nullptr ? "" : value);
   }();
-  return allowed;
+  return family;
+}
+
+/// Leaves of the device what the environment variable asks for.
+Device restricted(Device device) {
+  const std::string& family = wanted_family();
+  if (family.empty()) return device;
+  const bool grid = family == "grid";
+  TORCH_CHECK(grid || family == "stream" || family == "cta" || family == "cluster",
+              "MY_OPS_CUDA_FAMILY: expected stream, cta, cluster or grid, got ", family);
+  if (family == "stream" || grid) device.max_team = 0;
+  if (family == "cta") device.max_team = 1;
+  if (!grid) device.resident = 0;
+  if (grid) device.grid_bytes = 0;
+  return device;
 }
 
 Device ask(int device) {
   constexpr int32_t kFirstWithClusters = 9;
+  constexpr int64_t kCachesForGrid = 2;  // launch_plan.cpp says why
+  const int32_t multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  const int32_t shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= kFirstWithClusters;
-  return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          std::min(allowed_team(), clusters ? 8 : 1)};
+  const bool cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
+  const FusedLimits limits = fused_limits(multiprocessors, shared_bytes);
+  return restricted({multiprocessors, shared_bytes, clusters ? limits.cluster : 1, cooperative ? limits.resident : 0,
+                     kCachesForGrid * attribute(cudaDevAttrL2CacheSize, device)});
 }
 
 }  // namespace

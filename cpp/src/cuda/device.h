@@ -10,8 +10,9 @@
 
 namespace my_ops::cuda {
 
-/// Facts about the current device, asked for once. The environment variable MY_OPS_CUDA_FAMILY caps what is used of it:
-/// stream (no fused kernels), cta (no clusters); it is read once.
+/// Facts about the current device, asked for once. The environment variable MY_OPS_CUDA_FAMILY, read once, leaves one
+/// family of launch_plan.h beside stream: stream (no other), cta (fused without clusters), cluster (fused), grid
+/// (however small the problem).
 const Device& current_device();
 
 ElementType element_type(at::ScalarType dtype);

@@ -35,22 +35,25 @@ ForwardMap<T, math::Identity> map_of(const Affines& affine) {
 }  // namespace
 
 int64_t workspace_bytes(const LaunchPlan& plan) {
-  if (plan.family == Family::fused) return 0;
   const Tiling& tiling = plan.tiling;
+  if (plan.family == Family::fused) return 0;
+  if (plan.family == Family::grid) {
+    return tiling.strips() * plan.team * tiling.most_channels() * static_cast<int64_t>(sizeof(Partial));
+  }
   return tiling.channels * static_cast<int64_t>(tiling.most_parts() * sizeof(Partial) + sizeof(Summary));
 }
 
 cudaError_t forward_training(const Launch& to, const ForwardTraining& a) {
   const ForwardConclusion conclusion{{}, a.running, a.eps, a.save_mean, a.save_invstd};
   // The kernels that conclude read the counter for the cumulative average; it is then incremented behind them.
-  const bool apart = a.running.cumulative && to.plan.family == Family::fused;
+  const bool apart = a.running.cumulative && to.plan.family != Family::stream;
   const cudaError_t error = visit(to.type, to.plan.tiling, [&](auto element, auto width) {
     using T = decltype(element);
     return launch_whole<T, decltype(width)>(to, inputs_of<T>(a.x), a.y, MomentsReduction<T>{}, conclusion,
                                             map_of<T>(a.affine), a.workspace, apart ? nullptr : a.running.counter);
   });
   if (error != cudaSuccess || !apart || a.running.counter == nullptr) return error;
-  return launch(&increment_kernel, Grid{1, 1, 0}, to.stream, a.running.counter, nullptr);
+  return launch<&increment_kernel>(Grid{1, 1, 0}, to.stream, a.running.counter, nullptr);
 }
 
 cudaError_t apply(const Launch& to, const Apply& a) {
@@ -79,7 +82,7 @@ cudaError_t gather_stats(ElementType accumulator, const GatherStats& a, cudaStre
   cudaError_t error = cudaSuccess;
   if (a.channels > 0) error = accumulator == ElementType::float64 ? join(double{}) : join(float{});
   if (error != cudaSuccess || a.running.counter == nullptr) return error;
-  return launch(&increment_kernel, Grid{1, 1, 0}, stream, a.running.counter, a.total);
+  return launch<&increment_kernel>(Grid{1, 1, 0}, stream, a.running.counter, a.total);
 }
 
 }  // namespace my_ops::cuda

@@ -40,7 +40,15 @@ struct Affines {
   Vector beta;
 };
 
-/// Bytes of scratch memory on the device that the launchers of whole operators and of reductions need.
+/// The teams that the current device can hold of the largest CTAs that a plan may ask for.
+struct FusedLimits {
+  int32_t cluster;   // CTAs in a cluster, of which enough fit to use most of the device; 1 if there are no clusters
+  int32_t resident;  // CTAs of a cooperative launch; 0 if there are none
+};
+FusedLimits fused_limits(int32_t multiprocessors, int32_t shared_bytes);
+
+/// Bytes of scratch memory on the device that the launchers of whole operators and of reductions need. What it holds
+/// before does not matter.
 int64_t workspace_bytes(const LaunchPlan& plan);
 
 /// batchnorm_forward with batch statistics.
@@ -113,7 +121,7 @@ cudaError_t backward_training(const Launch& launch, const Backward& arguments);
 cudaError_t backward_reduce(const Launch& launch, const Backward& arguments);
 /// dx from the sums.
 cudaError_t backward_apply(const Launch& launch, const Backward& arguments);
-/// dx from dy, gamma and invstd alone.
+/// dx from dy, gamma and invstd alone; both sums in the same pass, where one of them is wanted.
 cudaError_t backward_eval(const Launch& launch, const Backward& arguments);
 
 }  // namespace my_ops::cuda

@@ -22,12 +22,23 @@ struct Comfort {
   int64_t shared_bytes;
   int64_t threads;
 };
-constexpr Comfort kComforts[] = {{56 << 10, 256}, {110 << 10, 256}, {220 << 10, 512}};
+constexpr Comfort kComforts[] = {{56 << 10, 256}, {110 << 10, 256}, {kFusedSharedBytes, kFusedThreads}};
+
+// When the grid family pays, in passes over the inputs, for a strip that is too large for a cluster of 8 (1.7 MB). On
+// an H200, 132 CTAs of 220 KiB hold 29 MB: a round moves 29 MB in and, forward, as much out, 13.5 us at 4.3 TB/s. One
+// grid barrier, in which nothing moves, is part of it; taken as 2 us that makes 2 passes cost 2.3. Stream costs 3, less
+// what its second read finds in an L2 cache of L bytes, up to L of it: of inputs of L bytes all, of 2 L half, so 2.5.
+// Hence grid_bytes = 2 L: below, stream is about as fast and needs no barrier; far above, grid wins 1.3 times forward,
+// and backward (3 passes in a round, against 5) 1.5 times. All of this is counted, not measured.
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t columns_of(const plan::Shape& shape) {
   return shape.layout == plan::Layout::contiguous ? shape.c * shape.s : shape.c;
+}
+
+int64_t bytes_of(const Problem& problem) {
+  return problem.shape.n * problem.shape.c * problem.shape.s * problem.element_bytes;
 }
 
 int64_t inner_of(const plan::Shape& shape) { return shape.layout == plan::Layout::contiguous ? shape.s : 1; }
@@ -117,19 +128,35 @@ Tiling fused_tiling(const Problem& problem, int64_t threads) {
 
 void split_rows(Tiling& tiling, int64_t parts) { tiling.chunk_rows = divide_up(tiling.rows, parts); }
 
-/// The smallest team that fills the device and whose shares fit `most` bytes each; 0 if there is none. Small tensors
-/// need not fill it.
+/// The smallest team that fills the device and whose shares fit `most` bytes each; 0 if there is none. The largest need
+/// not fill it if the tensor is small, or if it leaves a quarter idle at most: stream reads half as much again.
 int32_t team_for(Tiling tiling, const Problem& problem, int32_t inputs, const Device& device, int64_t most) {
-  const bool small = tiling.rows * tiling.pitch() * problem.element_bytes <= kSmallBytes;
+  const bool small = bytes_of(problem) <= kSmallBytes;
   const auto largest = static_cast<int32_t>(std::min<int64_t>(device.max_team, tiling.rows));
   for (int32_t team = 1; team <= largest; team *= 2) {
     split_rows(tiling, team);
-    const bool fills = tiling.strips() * team >= device.multiprocessors || (small && 2 * team > largest);
+    const int64_t ctas = tiling.strips() * team;
+    const bool last = 2 * team > largest;
+    const bool fills = ctas >= device.multiprocessors || (last && (small || 4 * ctas >= 3 * device.multiprocessors));
     const int64_t shared =
         stash_bytes(tiling, problem.element_bytes, inputs) + scratch_bytes(tiling, problem.element_bytes);
     if (fills && shared <= std::min<int64_t>(most, device.shared_bytes)) return team;
   }
   return 0;
+}
+
+/// As many teams as have room on the device, each as large as that leaves; no teams if a strip does not fit.
+LaunchPlan plan_grid(const Problem& problem, int32_t inputs, const Device& device) {
+  Tiling tiling = fused_tiling(problem, kFusedThreads);
+  if (tiling.lanes_x == 0) return {Family::grid, tiling};
+  const int64_t room = std::min(kFusedSharedBytes, device.shared_bytes) - scratch_bytes(tiling, problem.element_bytes);
+  tiling.chunk_rows = tiling.lanes_y;
+  const int64_t steps = room / stash_bytes(tiling, problem.element_bytes, inputs);
+  if (bytes_of(problem) * inputs < device.grid_bytes || steps < 1) return {Family::grid, tiling};
+  const int64_t smallest = divide_up(tiling.rows, steps * tiling.lanes_y);
+  const int64_t teams = std::min(device.resident / smallest, tiling.strips());
+  if (teams > 0) split_rows(tiling, std::min(device.resident / teams, tiling.rows));
+  return {Family::grid, tiling, static_cast<int32_t>(tiling.chunks()), teams};
 }
 
 }  // namespace
@@ -162,11 +189,14 @@ LaunchPlan plan_whole(const Problem& problem, int32_t inputs, const Device& devi
       if (tiling.lanes_x == 0) continue;
       if (const int32_t team = team_for(tiling, problem, inputs, device, comfort.shared_bytes)) {
         split_rows(tiling, team);
-        return {Family::fused, tiling, team};
+        return {Family::fused, tiling, team, tiling.strips()};
       }
     }
   }
-  return {Family::stream, plan_stream(problem, device), 1};
+  if (problem.element_bytes < 8 && problem.aligned && device.resident > 0) {
+    if (const LaunchPlan plan = plan_grid(problem, inputs, device); plan.teams > 0) return plan;
+  }
+  return {Family::stream, plan_stream(problem, device)};
 }
 
 }  // namespace my_ops::cuda

@@ -6,11 +6,17 @@
 
 namespace my_ops::cuda {
 
+/// A CTA of the fused families has no more threads and shared memory than this, and a multiprocessor room for one such.
+inline constexpr int32_t kFusedThreads = 512;
+inline constexpr int32_t kFusedSharedBytes = 220 << 10;
+
 /// What the plan must know of a GPU.
 struct Device {
   int32_t multiprocessors;
-  int32_t shared_bytes;  // that one CTA may have, after opting in
-  int32_t max_team;      // CTAs in a cluster: 8 from sm_90 on, 1 before; 0 forbids the fused family
+  int32_t shared_bytes;    // that one CTA may have, after opting in
+  int32_t max_team;        // CTAs in a cluster: up to 8 from sm_90 on, 1 before; 0 forbids the fused family
+  int32_t resident = 0;    // of the largest CTAs, on the whole device at once; 0 forbids the grid family
+  int64_t grid_bytes = 0;  // that the inputs of the grid family have at least
 };
 
 struct Problem {
@@ -20,13 +26,15 @@ struct Problem {
 };
 
 /// stream: one kernel reduces tiles to partial results, one joins these per channel, one maps the tensor.
-/// fused: a team of CTAs keeps a strip in shared memory: the tensor is read once.
-enum class Family { stream, fused };
+/// fused: a team of CTAs, one or a cluster, keeps a strip in shared memory: the tensor is read once.
+/// grid: the same with teams of any size, some strips after the others.
+enum class Family { stream, fused, grid };
 
 struct LaunchPlan {
   Family family;
   Tiling tiling;
-  int32_t team;  // CTAs per strip; more than one is a thread block cluster. 1 for stream
+  int32_t team = 1;   // CTAs per strip; 1 for stream
+  int64_t teams = 0;  // at work at once: one per strip, or fewer for grid; 0 for stream
 };
 
 /// `inputs`: tensors that the whole operator reads: 1 forward, 2 backward.

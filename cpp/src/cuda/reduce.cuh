@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cuda/operation.cuh"
 #include "cuda/tiling.h"
 
 namespace my_ops::cuda {
@@ -24,6 +25,21 @@ struct Group {
     return value;
   }
 };
+
+/// get(0), ..., get(count - 1) joined by all lanes of the group, with the same result in each: lane i joins the parts
+/// i, i + size, ..., then neighbours join, always the lower one first.
+template <class Conclusion, class Get>
+__device__ __forceinline__ Partial join(const Group& group, int64_t count, const Conclusion& conclusion, Get get) {
+  Partial mine{0, 0, 0};
+  for (int64_t part = group.lane; part < count; part += group.size) mine = conclusion.merge(mine, get(part));
+  for (int32_t distance = 1; distance < group.size; distance *= 2) {
+    const Partial other{__shfl_xor_sync(group.mask, mine.first, distance),
+                        __shfl_xor_sync(group.mask, mine.second, distance),
+                        __shfl_xor_sync(group.mask, mine.count, distance)};
+    mine = group.lane & distance ? conclusion.merge(other, mine) : conclusion.merge(mine, other);
+  }
+  return mine;
+}
 
 /// Sums of one thread over its rows, for two terms per value, in two levels: column by column for kFlush rows, then
 /// these sums for each of the E channels. In one level, long sums of equal terms would lose digits in the same

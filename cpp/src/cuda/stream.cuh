@@ -16,6 +16,9 @@ struct TileParts {
   __device__ Partial operator()(int64_t channel, int64_t part) const {
     return parts[channel * tiling.most_parts() + part];
   }
+  __device__ void put(const Tile& tile, int64_t channel, const Partial& partial) const {
+    parts[channel * tiling.most_parts() + tiling.part(tile, channel)] = partial;
+  }
 };
 
 /// One CTA per tile.
@@ -26,32 +29,48 @@ __global__ void __launch_bounds__(256, 2)
   const Tile tile = tiling.tile(blockIdx.x % tiling.strips(), blockIdx.x / tiling.strips());
   SharedArrays shared;
   reduce_tile<V, E>(
-      in, tiling, tile, reduction, shared, [](int, int32_t, const Packed<T, V>&) {},
-      [&](int32_t, int64_t channel, const Partial& partial) {
-        results.parts[channel * tiling.most_parts() + tiling.part(tile, channel)] = partial;
-      });
+      in, tiling, tile, reduction, shared,
+      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); }, [](int64_t, const auto&) {},
+      [&](int32_t, int64_t channel, const Partial& partial) { results.put(tile, channel, partial); });
+}
+
+/// The same, mapping the last input in the same pass with coefficients that need no summary.
+template <class T, int V, int E, class Reduction, class Map>
+__global__ void __launch_bounds__(256, 2)
+    reduce_and_map_kernel(Inputs<T> in, T* out, const __grid_constant__ TileParts results, Reduction reduction,
+                          Map map) {
+  constexpr int kLast = Reduction::kInputs - 1;
+  const Tiling& tiling = results.tiling;
+  const Tile tile = tiling.tile(blockIdx.x % tiling.strips(), blockIdx.x / tiling.strips());
+  const ChannelsOfThread<E> mine(tiling, tile, Cursor(tiling, tile).column());
+  typename Map::Coefficients coefficients[E];
+#pragma unroll
+  for (int e = 0; e < E; ++e) {
+    coefficients[e] = map.coefficients(tiling.first_channel(tile.strip) + mine.index[e], Summary{0, 0});
+  }
+  SharedArrays shared;
+  reduce_tile<V, E>(
+      in, tiling, tile, reduction, shared,
+      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); },
+      [&](int64_t element, const auto& vectors) {
+        store<V>(out + element, mapped<E>(map, coefficients, vectors[kLast], vectors[kLast]));
+      },
+      [&](int32_t, int64_t channel, const Partial& partial) { results.put(tile, channel, partial); });
 }
 
 inline constexpr int kJoinThreads = 256;
 
-/// One warp per channel: lane i joins the parts i, i + 32, ..., then neighbours join, always the lower one first.
+/// One warp per channel.
 template <class Conclusion, class Parts>
 __global__ void __launch_bounds__(kJoinThreads, 4)
     join_kernel(Parts parts, int64_t channels, Conclusion conclusion, Summary* summaries) {
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * kJoinThreads + threadIdx.x) / 32;
   if (channel >= channels) return;
-  const int32_t lane = threadIdx.x % 32;
-  Partial mine{0, 0, 0};
-  for (int64_t part = lane; part < parts.count(channel); part += 32)
-    mine = conclusion.merge(mine, parts(channel, part));
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const Partial other{__shfl_xor_sync(0xffffffffu, mine.first, distance),
-                        __shfl_xor_sync(0xffffffffu, mine.second, distance),
-                        __shfl_xor_sync(0xffffffffu, mine.count, distance)};
-    mine = lane & distance ? conclusion.merge(other, mine) : conclusion.merge(mine, other);
-  }
-  if (lane != 0) return;
-  const Summary summary = conclusion.conclude(channel, mine, true);
+  const Group warp(32);
+  const Partial total =
+      join(warp, parts.count(channel), conclusion, [&](int64_t part) { return parts(channel, part); });
+  if (warp.lane != 0) return;
+  const Summary summary = conclusion.conclude(channel, total, true);
   if (summaries != nullptr) summaries[channel] = summary;
 }
 

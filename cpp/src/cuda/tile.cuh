@@ -12,11 +12,13 @@ namespace my_ops::cuda {
 template <int kInputs>
 inline constexpr int kRowsInFlight = 4 / kInputs;
 
-/// Reads the tile once. keep(k, step, vector) gets every vector of the k-th input; take(i, channel, partial) every
-/// channel's result, from one thread each. Ends without a barrier behind take.
-template <int V, int E, class T, class Reduction, class Keep, class Take>
+/// Reads the tile once. get(k, element, step) gives the vectors of the k-th input; each(element, vectors) sees one
+/// vector of every input at a time; take(i, channel, partial) gets every channel's result, from one thread each. Ends
+/// without a barrier behind take.
+template <int V, int E, class T, class Reduction, class Get, class Each, class Take>
 __device__ __forceinline__ void reduce_tile(const Inputs<T>& in, const Tiling& tiling, const Tile& tile,
-                                            const Reduction& reduction, SharedArrays& shared, Keep keep, Take take) {
+                                            const Reduction& reduction, SharedArrays& shared, Get get, Each each,
+                                            Take take) {
   using A = Accumulator<T>;
   constexpr int kInputs = Reduction::kInputs;
   constexpr int kRows = kRowsInFlight<kInputs>;
@@ -35,19 +37,18 @@ __device__ __forceinline__ void reduce_tile(const Inputs<T>& in, const Tiling& t
 #pragma unroll
   for (int e = 0; e < E; ++e) seed[e] = seeds[mine.index[e]];
   ThreadSums<A, V, E> sums;
-  Packed<T, V> values[kInputs][kRows];
+  Packed<T, V> values[kRows][kInputs];
   for_rows<kRows>(
       cursor,
-      [&](int u, int64_t element, int32_t) {
+      [&](int u, int64_t element, int32_t step) {
 #pragma unroll
-        for (int k = 0; k < kInputs; ++k) values[k][u] = load<V>(in.tensors[k] + element);
+        for (int k = 0; k < kInputs; ++k) values[u][k] = get(k, element, step);
       },
-      [&](int u, int64_t, int32_t step) {
-#pragma unroll
-        for (int k = 0; k < kInputs; ++k) keep(k, step, values[k][u]);
+      [&](int u, int64_t element, int32_t) {
+        each(element, values[u]);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          reduction.terms(seed[i * E / V], value<A>(values[0][u], i), value<A>(values[kInputs - 1][u], i),
+          reduction.terms(seed[i * E / V], value<A>(values[u][0], i), value<A>(values[u][kInputs - 1], i),
                           [&](A first, A second) { sums.add(i, first, second); });
         }
       },
@@ -62,12 +63,24 @@ __device__ __forceinline__ void reduce_tile(const Inputs<T>& in, const Tiling& t
                   });
 }
 
+/// One vector of the output; k: the coefficients of this thread's E channels.
+template <int E, class T, int V, class Map>
+__device__ __forceinline__ Packed<T, V> mapped(const Map& map, const typename Map::Coefficients (&k)[E],
+                                               const Packed<T, V>& first, const Packed<T, V>& last) {
+  using A = Accumulator<T>;
+  Packed<T, V> result;
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    result.values[i] = rounded<T>(map.map(k[i * E / V], value<A>(first, i), value<A>(last, i)));
+  }
+  return result;
+}
+
 /// Writes the tile once. get(k, element, step) gives the vectors of the k-th input; coefficients: those of the tile's
 /// channels, in shared memory, behind a barrier.
 template <int V, int E, class T, class Map, class Get>
 __device__ __forceinline__ void map_tile(T* out, const Tiling& tiling, const Tile& tile, const Map& map,
                                          const typename Map::Coefficients* coefficients, Get get) {
-  using A = Accumulator<T>;
   constexpr int kInputs = Map::kInputs;
   constexpr int kRows = kRowsInFlight<kInputs>;
   const Cursor cursor(tiling, tile);
@@ -75,21 +88,15 @@ __device__ __forceinline__ void map_tile(T* out, const Tiling& tiling, const Til
   typename Map::Coefficients k[E];
 #pragma unroll
   for (int e = 0; e < E; ++e) k[e] = coefficients[mine.index[e]];
-  Packed<T, V> values[kInputs][kRows];
+  Packed<T, V> values[kRows][kInputs];
   for_rows<kRows>(
       cursor,
       [&](int u, int64_t element, int32_t step) {
 #pragma unroll
-        for (int input = 0; input < kInputs; ++input) values[input][u] = get(input, element, step);
+        for (int input = 0; input < kInputs; ++input) values[u][input] = get(input, element, step);
       },
       [&](int u, int64_t element, int32_t) {
-        Packed<T, V> result;
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          result.values[i] =
-              rounded<T>(map.map(k[i * E / V], value<A>(values[0][u], i), value<A>(values[kInputs - 1][u], i)));
-        }
-        store<V>(out + element, result);
+        store<V>(out + element, mapped<E>(map, k, values[u][0], values[u][kInputs - 1]));
       },
       [] {});
 }

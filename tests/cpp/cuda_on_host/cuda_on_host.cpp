@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,7 +22,8 @@ namespace cuda_on_host {
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kMaxSharedBytes = 227 << 10;
+constexpr size_t kDefaultSharedBytes = 48 << 10;
+constexpr unsigned kMultiprocessors = 6;  // as cudaDeviceGetAttribute says
 constexpr unsigned kWarp = 32;
 
 struct Barrier {
@@ -41,18 +43,25 @@ struct Block {
   unsigned char* shared;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Fiber {
   unsigned thread;
   Block* block;
+  std::deque<std::vector<Copy>> copies;  // by group; the last one is not yet committed
   bool started = false;
   bool done = false;
   jmp_buf context;
 };
 
 std::mutex mutex;  // one launch at a time
+std::map<const void*, size_t> allowed_shared;
 std::vector<std::unique_ptr<char[]>> stacks;
 std::unique_ptr<unsigned char[]> shared;
-std::vector<Block> blocks;  // of the cluster that runs
+std::vector<Block> blocks;  // of the cluster that runs, or of the cooperative grid
 std::vector<Fiber> fibers;  // "
 Barrier cluster_barrier;
 Fiber* current = nullptr;
@@ -100,10 +109,6 @@ void resume(Fiber& fiber, char* stack) {
 }
 
 void make_cluster(unsigned first_block, unsigned count, unsigned threads, size_t shared_bytes) {
-  if (shared_bytes > kMaxSharedBytes) {
-    std::fprintf(stderr, "cuda_on_host: %zu bytes of shared memory, more than a GPU has\n", shared_bytes);
-    std::abort();
-  }
   // Exactly as much as asked for: what lies behind it belongs to the next block, or to nobody.
   shared = std::make_unique<unsigned char[]>(count * (shared_bytes + 64));
   std::memset(shared.get(), 0xff, count * (shared_bytes + 64));
@@ -115,7 +120,7 @@ void make_cluster(unsigned first_block, unsigned count, unsigned threads, size_t
     blocks[b].index = first_block + b;
     blocks[b].warps.resize((threads + kWarp - 1) / kWarp);
     blocks[b].shared = reinterpret_cast<unsigned char*>(base) + b * ((shared_bytes + 15) / 16 * 16);
-    for (unsigned t = 0; t < threads; ++t) fibers.push_back({t, &blocks[b], false, false, {}});
+    for (unsigned t = 0; t < threads; ++t) fibers.push_back({t, &blocks[b], {{}}, false, false, {}});
   }
   while (stacks.size() < fibers.size()) stacks.emplace_back(new char[kStackBytes]);
 }
@@ -139,11 +144,21 @@ void run_cluster() {
 
 }  // namespace
 
-void run(const cudaLaunchConfig_t& config, unsigned cluster, const std::function<void()>& thread) {
+void allow_shared(const void* kernel, int bytes) {
   const std::lock_guard<std::mutex> lock(mutex);
-  if (config.gridDim.x == 0 || config.gridDim.x % cluster != 0 || config.blockDim.x > 1024) {
-    std::fprintf(stderr, "cuda_on_host: a grid of %u blocks, %u threads, cluster %u\n", config.gridDim.x,
-                 config.blockDim.x, cluster);
+  allowed_shared[kernel] = static_cast<size_t>(bytes);
+}
+
+void run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const bool cooperative = config.numAttrs == 1 && config.attrs->id == cudaLaunchAttributeCooperative;
+  const unsigned cluster = cooperative ? config.gridDim.x : config.numAttrs == 1 ? config.attrs->val.clusterDim.x : 1;
+  const auto allowed = allowed_shared.find(kernel);
+  const size_t most = allowed == allowed_shared.end() ? kDefaultSharedBytes : allowed->second;
+  if (config.gridDim.x == 0 || config.gridDim.x % cluster != 0 || config.blockDim.x > 1024 ||
+      config.dynamicSmemBytes > most || cluster > (cooperative ? kMultiprocessors : 8)) {
+    std::fprintf(stderr, "cuda_on_host: no GPU takes %u blocks, %u at once, of %u threads and %zu bytes\n",
+                 config.gridDim.x, cluster, config.blockDim.x, config.dynamicSmemBytes);
     std::abort();
   }
   body = &thread;
@@ -158,6 +173,8 @@ void run(const cudaLaunchConfig_t& config, unsigned cluster, const std::function
 
 void sync_block() { wait(current->block->barrier, blockDim.x); }
 
+void sync_grid() { sync_cluster(); }
+
 void sync_cluster() { wait(cluster_barrier, static_cast<unsigned>(fibers.size())); }
 
 uint64_t exchange(uint32_t mask, uint64_t value, int distance) {
@@ -170,6 +187,17 @@ uint64_t exchange(uint32_t mask, uint64_t value, int distance) {
   const uint64_t result = warp.values[lane ^ static_cast<unsigned>(distance)];
   wait(barrier, lanes);
   return result;
+}
+
+void copy_16_bytes_later(void* to, const void* from) { current->copies.back().push_back({to, from}); }
+
+void commit_copies() { current->copies.emplace_back(); }
+
+void wait_for_copies(int behind) {
+  while (current->copies.size() > static_cast<size_t>(behind) + 1) {
+    for (const Copy& copy : current->copies.front()) std::memcpy(copy.to, copy.from, 16);
+    current->copies.pop_front();
+  }
 }
 
 unsigned char* shared_memory() { return current->block->shared; }
