@@ -23,6 +23,17 @@ DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, tor
 # Dispatch dominates in these, or there are too few channels to give each thread some.
 TINY: tuple[Shape, ...] = ((2, 3, 5, 5), (64, 32), (8, 16, 4, 4), (8, 1, 64, 64), (32, 3, 224, 224), (2, 4096, 1, 1))
 
+# Two 3-D images through the levels of a U-Net, each halved in size and doubled in channels, and layers at each level.
+UNET3D: tuple[tuple[Shape, int], ...] = (
+    ((2, 32, 64, 64, 64), 4),
+    ((2, 64, 32, 32, 32), 4),
+    ((2, 128, 16, 16, 16), 4),
+    ((2, 256, 8, 8, 8), 2),
+)
+
+# Features of fully connected layers and of point clouds.
+MATRICES: tuple[Shape, ...] = ((128, 1024), (4096, 256), (65536, 64))
+
 _RIVAL_SLACK = 1000  # bounds that a rival's error may be
 
 
@@ -162,13 +173,24 @@ def write(suite: Suite, path: Path) -> None:
 
 
 def _shapes(name: str, batch: int) -> list[tuple[str, Shape, int]]:
-    if name == "resnet50":
-        return [("resnet50", shape, layers) for shape, layers in workloads.resnet50_shapes(batch)]
-    if name == "tiny":
-        return [("tiny", shape, 0) for shape in TINY]
     if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", name):
         return [("given", tuple(map(int, name.split("x"))), 0)]
-    raise ValueError(f"expected shapes resnet50, tiny or like 8x64x56x56, got {name}")
+    if name not in GROUPS:
+        raise ValueError(f"expected shapes {', '.join(GROUPS)} or like 8x64x56x56, got {name}")
+    return [(name, shape, layers) for shape, layers in GROUPS[name](batch)]
+
+
+def _fixed(shapes: Iterable[Shape]) -> list[tuple[Shape, int]]:
+    return [(shape, 0) for shape in shapes]
+
+
+GROUPS: dict[str, Callable[[int], list[tuple[Shape, int]]]] = {
+    "resnet50": workloads.resnet50_shapes,
+    "mobilenetv2": workloads.mobilenetv2_shapes,
+    "unet3d": lambda batch: list(UNET3D),
+    "matrices": lambda batch: _fixed(MATRICES),
+    "tiny": lambda batch: _fixed(TINY),
+}
 
 
 def _known(name: str, names: Iterable[str], what: str) -> str:

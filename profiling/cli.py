@@ -68,7 +68,10 @@ def compare(
 @app.command()
 def benchmark(
     shapes: Annotated[
-        list[str] | None, typer.Option(help="resnet50, tiny or like 8x64x56x56; repeatable (default: both groups)")
+        list[str] | None,
+        typer.Option(
+            help="resnet50, mobilenetv2, unet3d, matrices, tiny, like 8x64x56x56; repeatable (default: resnet50, tiny)"
+        ),
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32, bfloat16, float16, float64; repeatable (default: first three)")
@@ -85,7 +88,7 @@ def benchmark(
     onednn: Annotated[
         bool, typer.Option("--onednn", help="also oneDNN's batch norm, where it supports the case")
     ] = False,
-    batch: Annotated[int, typer.Option(min=2, help="images at once in the resnet50 group")] = 32,
+    batch: Annotated[int, typer.Option(min=2, help="images at once in the groups resnet50 and mobilenetv2")] = 32,
     seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed")] = 0.5,
     output: Annotated[Path | None, typer.Option(help="JSON file (default: profiling/results/benchmark-*.json)")] = None,
     threads: Threads = None,

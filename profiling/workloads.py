@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 CLASSES = 10
 SEED = 20240607
@@ -190,6 +195,15 @@ def distinct_shapes(cases: Sequence[Case]) -> list[tuple[Case, int]]:
 
 def resnet50_shapes(batch: int, size: int = 224) -> list[tuple[Shape, int]]:
     """Shapes of ResNet-50's batch norm inputs and how many layers have each, from a pass without data."""
+    return _batch_norm_shapes(resnet50, (batch, 3, size, size))
+
+
+def mobilenetv2_shapes(batch: int, size: int = 224) -> list[tuple[Shape, int]]:
+    """The same of transformers' MobileNetV2: half of its layers have channels in no power of two."""
+    return _batch_norm_shapes(lambda: MobileNetV2ForImageClassification(MobileNetV2Config()), (batch, 3, size, size))
+
+
+def _batch_norm_shapes(make: Callable[[], nn.Module], input: Shape) -> list[tuple[Shape, int]]:
     counts: dict[Shape, int] = {}
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -197,8 +211,8 @@ def resnet50_shapes(batch: int, size: int = 224) -> list[tuple[Shape, int]]:
         counts[shape] = counts.get(shape, 0) + 1
 
     with torch.device("meta"):
-        model = resnet50()
+        model = make().train()
         for module in batch_norms(model).values():
             module.register_forward_hook(count)
-        model(torch.empty(batch, 3, size, size))
+        model(torch.empty(input))
     return list(counts.items())

@@ -97,6 +97,12 @@ def test_resnet50_has_53_batch_norms_in_12_shapes() -> None:
     assert shapes[32, 64, 112, 112] == 1 and shapes[32, 2048, 7, 7] == 4
 
 
+def test_mobilenetv2_has_52_batch_norms() -> None:
+    shapes = dict(workloads.mobilenetv2_shapes(8))
+    assert sum(shapes.values()) == 52
+    assert shapes[8, 32, 112, 112] == 2 and shapes[8, 1280, 7, 7] == 1
+
+
 def test_distinct_shapes_counts_layers_and_puts_large_tensors_first() -> None:
     small, large = small_case(), workloads.random_case((4, 8, 5, 6), torch.float32, "contiguous", CPU)
     assert workloads.distinct_shapes([small, large, small]) == [(large, 1), (small, 2)]
@@ -508,7 +514,11 @@ def test_benchmark_fails_on_wrong_results_and_times_them_not(invoke: Callable[..
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--shapes", "huge", "expected shapes resnet50, tiny or like 8x64x56x56, got huge"),
+        (
+            "--shapes",
+            "huge",
+            "expected shapes resnet50, mobilenetv2, unet3d, matrices, tiny or like 8x64x56x56, got huge",
+        ),
         ("--dtype", "int8", "expected dtype float32, bfloat16, float16, float64, got int8"),
         ("--layout", "nhwc", "expected layout contiguous, channels_last, got nhwc"),
         ("--device", "tpu", "expected device auto, cpu or cuda, got tpu"),
