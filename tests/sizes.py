@@ -27,6 +27,9 @@ PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous")
         (2, 1, 190, 191),
         (1, 2, 260, 261),
         (1, 5, 130, 71),
+        (9, 4, 16, 17),
+        (1, 35, 16, 20),
+        (6, 8, 96, 96),
     )
     for layout in ("contiguous", "channels_last")
 ]

@@ -116,6 +116,14 @@ def test_running_statistics_have_no_tangents(device: str, training: bool, name: 
             ops.batchnorm_forward(*given)
 
 
+def test_gathered_running_statistics_have_no_tangents(device: str) -> None:
+    parts, running = torch.ones(2, 3, device=device), torch.ones(3, device=device)
+    with fwd.dual_level():
+        dual = fwd.make_dual(running, torch.ones(3, device=device))
+        with pytest.raises(RuntimeError, match=r"^batchnorm_gather_stats: expected running_mean not to have a tangent"):
+            ops.batchnorm_gather_stats(parts, parts, torch.tensor([2, 2], device=device), dual, None, 0.1, EPS)
+
+
 # --- Nesting ---------------------------------------------------------------------------------------------------------
 #
 # Each function takes a scalar function f, a point p and a direction v, both tuples of tensors.

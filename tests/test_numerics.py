@@ -207,6 +207,23 @@ def test_classic_cases(device: str, shape: tuple[int, ...], train: bool, layout:
         torch.testing.assert_close(args.running_var, native.running_var, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_nan_stays_nan(device: str, dtype: torch.dtype, layout: str, bits: int) -> None:
+    """Whatever the bits of a NaN: rounding them up as if they were a number's would make it zero or infinity."""
+    if dtype == torch.float64:
+        pytest.skip("parameters of float64 are no float32")
+    nan = torch.tensor(bits, dtype=torch.int32, device=device).view(torch.float32)
+    vectors = {name: torch.ones(6, device=device) for name in ("gamma", "beta", "mean", "var")}
+    input = arrange(torch.randn(4, 6, 3, 100, device=device).to(dtype), layout)
+    for channel, vector in enumerate(vectors.values()):
+        vector[channel] = nan
+    output, _, invstd = ops.batchnorm_forward(input, *vectors.values(), False, 0.1, 1e-5)
+    assert output.isnan().all(dim=(0, 2, 3)).tolist() == [True] * 4 + [False] * 2
+    gradient, _, _ = ops.batchnorm_backward(input, input, vectors["gamma"], vectors["mean"], invstd)
+    assert gradient.isnan().all(dim=(0, 2, 3)).tolist() == [True, False, True, True, False, False]
+
+
 def _gigabytes_free() -> float:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20

@@ -9,7 +9,7 @@ Nothing is computed here.
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -212,8 +212,9 @@ def _first_on_meta(arg: Any, dim: Any) -> Any:
     return (arg if dim is None else arg.select(dim, 0)).to("meta")
 
 
+@cache
 def register() -> None:
-    """Registers the rule of every operator; once, for they stay."""
+    """Registers the rule of every operator. The rules stay, so a second call does nothing."""
     _register("batchnorm_forward", _map_forward)
     _register("batchnorm_backward", _map_backward)
     _register("batchnorm_stats", _stats.by_channels)

@@ -90,7 +90,13 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PartitionTest,
 TEST(ReductionPartition, CutsHugeChannelsIntoChunks) {
   EXPECT_GE(plan::reduction_partition({1, 1, 1 << 22, Layout::contiguous}, 4).chunks(), 64);
   EXPECT_GE(plan::reduction_partition({8, 3, 1 << 18, Layout::contiguous}, 4).chunks(), 32);
-  EXPECT_GE(plan::reduction_partition({1 << 20, 3, 1, Layout::channels_last}, 4).chunks(), 32);
+  EXPECT_GE(plan::reduction_partition({1 << 20, 3, 1, Layout::channels_last}, 4).chunks(), 16);
+}
+
+// Images that are walked together: a chunk of several holds a whole number of such sets.
+TEST(ReductionPartition, CutsBetweenSetsOfImages) {
+  EXPECT_EQ(plan::reduction_partition({32, 64, 112 * 112, Layout::contiguous}, 4).chunk, 8 * 112 * 112);
+  EXPECT_EQ(plan::reduction_partition({32, 64, 150 * 150, Layout::contiguous}, 4).chunk, 2 * 150 * 150);
 }
 
 TEST(ReductionPartition, BoundsTheNumberOfRowChunks) {

@@ -99,7 +99,14 @@ struct Kernels {
                          bool stream);
 };
 
+/// All kernels of an instruction set; first those that do not depend on the element type.
 struct KernelTable {
+  /// Joins the moments of `more` values to those of `count` values, for n channels.
+  void (*merge_moments)(double* mean, double* m2, int64_t count, const double* more_mean, const double* more_m2,
+                        int64_t more, int64_t n);
+  /// sums[i] += more[i] for n channels.
+  void (*add)(double* sums, const double* more, int64_t n);
+
   Kernels<double> of_double;
   Kernels<float> of_float;
   Kernels<bfloat16> of_bfloat16;

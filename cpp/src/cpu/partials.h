@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/elements.h"
-#include "math/normalization.h"
 #include "plan/partition.h"
 
 namespace my_ops::cpu {
@@ -17,23 +16,16 @@ class Partials {
   /// (mean, M2) of all chunks of the channels c0..c1-1, in the place of chunk 0.
   void merge_moments(int64_t c0, int64_t c1) {
     for (int64_t chunk = 1, count = values(0); chunk < part_.chunks(); count += values(chunk), ++chunk) {
-      const int64_t more = values(chunk);
-      for (int64_t c = c0; c < c1; ++c) {
-        const auto joined =
-            math::merge<double>({first(0)[c], second(0)[c], count}, {first(chunk)[c], second(chunk)[c], more});
-        first(0)[c] = joined.mean;
-        second(0)[c] = joined.m2;
-      }
+      kernel_table().merge_moments(first(0) + c0, second(0) + c0, count, first(chunk) + c0, second(chunk) + c0,
+                                   values(chunk), c1 - c0);
     }
   }
 
   /// Both sums over all chunks, in the place of chunk 0.
   void add_up(int64_t c0, int64_t c1) {
     for (int64_t chunk = 1; chunk < part_.chunks(); ++chunk) {
-      for (int64_t c = c0; c < c1; ++c) {
-        first(0)[c] += first(chunk)[c];
-        second(0)[c] += second(chunk)[c];
-      }
+      kernel_table().add(first(0) + c0, first(chunk) + c0, c1 - c0);
+      kernel_table().add(second(0) + c0, second(chunk) + c0, c1 - c0);
     }
   }
 

@@ -8,6 +8,7 @@
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
+#include "math/normalization.h"
 #include "ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"

@@ -18,6 +18,9 @@ using plan::Region;
 /// Below this many elements a second thread costs more than it brings.
 inline constexpr int64_t kParallelElements = 32768;
 
+/// Channels to finish, likewise.
+inline constexpr int64_t kFinishedChannels = 512;
+
 inline int64_t grain(const Partition& part, int64_t tasks) {
   return part.channels * part.values < kParallelElements ? tasks : 1;
 }
@@ -40,7 +43,7 @@ void for_regions(const Partition& part, Order order, Body body) {
 /// finish(c0, c1) for all channels.
 template <class Finish>
 void for_channels(const Partition& part, Finish finish) {
-  at::parallel_for(0, part.channels, 1024, [&](int64_t c0, int64_t c1) { finish(c0, c1); });
+  at::parallel_for(0, part.channels, kFinishedChannels, [&](int64_t c0, int64_t c1) { finish(c0, c1); });
 }
 
 /// reduce(region, chunk) everywhere, and finish(c0, c1) once all chunks of these channels are reduced.

@@ -9,9 +9,9 @@ namespace {
 constexpr int64_t kSpan = 16 * 1024;          // bytes in a row that keep the hardware prefetcher going
 constexpr int64_t kGroupBytes = 512 * 1024;   // of a group of channels that is to be read again from an L2 cache
 constexpr int64_t kRegionElements = 65536;    // per reduction region by runs
-constexpr int64_t kRegionBytes = 256 * 1024;  // per region where only the overhead per region matters
-constexpr int64_t kMaxRowChunks = 128;        // bounds the cost of merging the chunks' statistics
-constexpr int64_t kColumnAlignment = 16;      // columns: whole vectors of every type, so that rows can be streamed
+constexpr int64_t kRegionBytes = 512 * 1024;  // per region where only the overhead per region matters
+constexpr int64_t kMaxRowChunks = 64;         // bounds the cost of merging the chunks' statistics
+constexpr int64_t kColumnAlignment = 32;      // columns: whole packs of every type, so that rows can be streamed
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,17 +25,20 @@ Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
   const int64_t most = kMaxColumns / inner;
-  const int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
-  const int64_t group =
-      most >= aligned ? even_part(shape.c, most / aligned * aligned, aligned) : even_part(shape.c, most, 1);
+  int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
+  while (aligned > most) aligned /= 2;
+  const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
   const int64_t enough = divide_up(kRegionBytes, group * inner * bytes_per_value);
   const int64_t chunk_rows = std::max(enough, divide_up(rows, kMaxRowChunks));
   return {shape.c, shape.n * shape.s, group, chunk_rows * inner};
 }
 
-/// Whole images that make up about `values` values of one channel, or a part of an image where one holds more.
+/// Whole images that make up about `values` values of one channel, as many as are walked together or a multiple; a part
+/// of an image where one holds more.
 int64_t chunk_of_images(const Shape& shape, int64_t values) {
-  return shape.s >= values ? values : values / shape.s * shape.s;
+  if (shape.s >= values) return values;
+  const int64_t images = values / shape.s;
+  return (images < kSideBySide ? images : divide_up(images, kSideBySide) * kSideBySide) * shape.s;
 }
 
 }  // namespace
@@ -61,9 +64,9 @@ Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   if (by_rows(shape)) return row_partition(shape, element_size);
   const int64_t run_bytes = shape.s * element_size;
   const int64_t group = std::min(shape.c, divide_up(kRegionBytes, run_bytes));
-  const int64_t images = std::max<int64_t>(1, kRegionBytes / (group * run_bytes));
-  const int64_t values = group == 1 ? kRegionElements : images * shape.s;
-  return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, values)};
+  const int64_t values = kRegionBytes / (group * element_size);
+  // A part of an image only where a single channel's is large.
+  return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};
 }
 
 }  // namespace my_ops::plan

@@ -14,6 +14,9 @@ inline constexpr int64_t kShortRun = 256;
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
 inline constexpr int64_t kMaxColumns = 1024;
 
+/// Stretches of memory that are walked together: of several images, or rows of several parts of a region.
+inline constexpr int64_t kSideBySide = 4;
+
 /// Channels of a region that is walked by runs, at most.
 inline constexpr int64_t kMaxRunGroup = 64;
 

@@ -8,6 +8,21 @@
 namespace my_ops::cpu {
 namespace {
 
+inline void merge_moments(double* mean, double* m2, int64_t count, const double* more_mean, const double* more_m2,
+                          int64_t more, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t c = 0; c < n; ++c) {
+    const auto joined = math::merge<double>({mean[c], m2[c], count}, {more_mean[c], more_m2[c], more});
+    mean[c] = joined.mean;
+    m2[c] = joined.m2;
+  }
+}
+
+inline void add(double* sums, const double* more, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t c = 0; c < n; ++c) sums[c] += more[c];
+}
+
 template <class A>
 MY_OPS_INLINE void set_forward(const ForwardChannels<A>& k, int64_t c, double mean, double var) {
   const double r = math::inverse_std(var, k.eps);

@@ -17,6 +17,10 @@ struct ShiftedSums {
   double* second;
 };
 
+/// A value for each channel of a region, with room for whole packs.
+template <class T>
+using ChannelArray = Accumulator<T>[plan::kMaxColumns + kPack<T>];
+
 /// Samples per channel and region. Few: an outlier among them must move the pivot far enough to be noticed.
 constexpr int64_t kSamples = 8;
 
@@ -27,26 +31,26 @@ template <class T, class A = Accumulator<T>>
 void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& region, A* pivot) {
   const int64_t channels = region.c1 - region.c0;
   const bool channels_last = shape.layout == plan::Layout::channels_last;
-  const int64_t stride = channels_last ? 1 : shape.s;
   const int64_t values = region.e - region.b;
   const int64_t samples = values < kSamples ? values : kSamples;
-  const auto sample = [&](int64_t i) {
+  const auto sample = [&](int64_t i, A* out) {
     const int64_t v = region.b + i * values / samples;
-    return channels_last ? x + v * shape.c + region.c0
-                         : x + (v / shape.s * shape.c + region.c0) * shape.s + v % shape.s;
+    const T* first =
+        channels_last ? x + v * shape.c + region.c0 : x + (v / shape.s * shape.c + region.c0) * shape.s + v % shape.s;
+    widen_values(first, channels_last ? 1 : shape.s, channels, out);
   };
-  const T* x0 = sample(0);
+  ChannelArray<T> x0;
+  ChannelArray<T> xi;
+  sample(0, x0);
   for (int64_t c = 0; c < channels; ++c) pivot[c] = A(0);
   for (int64_t i = 1; i < samples; ++i) {
-    const T* xi = sample(i);
-    for (int64_t c = 0; c < channels; ++c) {
-      pivot[c] += static_cast<A>(to_double(xi[c * stride]) - to_double(x0[c * stride]));
-    }
+    sample(i, xi);
+    for (int64_t c = 0; c < channels; ++c) pivot[c] += xi[c] - x0[c];
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    const A mean =
-        rounded_to_element<T>(static_cast<A>(to_double(x0[c * stride])) + pivot[c] / static_cast<A>(samples));
-    pivot[c] = mean - mean == A(0) ? mean : A(0);
+  const Vec<A> per_sample = splat(A(1) / static_cast<A>(samples));
+  for (int64_t c = 0; c < channels; c += kLanes<A>) {
+    const Vec<A> mean = nearest<T>(load(x0 + c, All{}, Vec<A>{}) + load(pivot + c, All{}, Vec<A>{}) * per_sample);
+    store(pivot + c, All{}, mean - mean == Vec<A>{} ? mean : Vec<A>{});
   }
 }
 
@@ -54,11 +58,13 @@ void choose_pivots(const T* x, const plan::Shape& shape, const plan::Region& reg
 template <class T, class Body>
 MY_OPS_INLINE void for_values(const T* x, const plan::Shape& shape, const plan::Region& region, int64_t c, Body body) {
   if (shape.layout == plan::Layout::channels_last) {
-    for (int64_t v = region.b; v < region.e; ++v) body(to_double(x[v * shape.c + c]));
+    for (int64_t v = region.b; v < region.e; ++v) body(widened(x[v * shape.c + c]));
     return;
   }
-  for_stretches(shape, c, region.b, region.e, [&](int64_t element, int64_t length) {
-    for (int64_t i = 0; i < length; ++i) body(to_double(x[element + i]));
+  for_stretches<T>(shape, c, region.b, region.e, [&](int64_t element, auto side, int64_t length) {
+    for (int r = 0; r < side.count; ++r) {
+      for (int64_t i = 0; i < length; ++i) body(widened(x[element + r * side.apart + i]));
+    }
   });
 }
 
@@ -91,11 +97,13 @@ MY_OPS_INLINE bool is_accurate(double first, double n, double m2) {
 template <class A>
 int64_t moments_of(const plan::Region& region, const A* pivot, ShiftedSums sums, double* mean, double* m2) {
   const auto n = static_cast<double>(region.e - region.b);
+  const double per_value = 1 / n;
   int64_t inaccurate = 0;
 #pragma GCC ivdep
   for (int64_t i = 0; i < region.c1 - region.c0; ++i) {
-    mean[i] = pivot[i] + sums.first[i] / n;
-    m2[i] = sums.second[i] - sums.first[i] * sums.first[i] / n;
+    const double shift = sums.first[i] * per_value;
+    mean[i] = pivot[i] + shift;
+    m2[i] = sums.second[i] - sums.first[i] * shift;
     inaccurate += is_accurate(sums.first[i], n, m2[i]) ? 0 : 1;
   }
   return inaccurate;

@@ -15,38 +15,40 @@ namespace {
 
 template <class T, class A = Accumulator<T>>
 void stats_by_runs(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
-  RunSums<A> accumulators;
+  RunSums<T> accumulators;
   accumulators.run(shape, region, sums.first, sums.second,
-                   [&](int64_t c, int64_t element, int64_t length, Vec<A>& first, Vec<A>& second) {
-                     const Vec<A> k = broadcast(pivot[c]);
-                     Vec<A> s[4] = {first, {}, {}, {}};
-                     Vec<A> q[4] = {second, {}, {}, {}};
-                     for_vectors<A>(length, [&](int64_t i, int slot, auto lanes) {
-                       const Vec<A> d = load(x + element + i, lanes, k) - k;
-                       s[slot] += d;
-                       q[slot] += d * d;
+                   [&](int64_t c, int64_t element, auto side, int64_t length, Vec<A>& first, Vec<A>& second) {
+                     const Pack<T> k = broadcast<T>(pivot[c]);
+                     Pack<T> s[kSlots<T>] = {};
+                     Pack<T> q[kSlots<T>] = {};
+                     for_packs<T>(length, [&](int64_t i, int slot, auto lanes) {
+                       for (int r = 0; r < side.count; ++r) {
+                         const Pack<T> d = load(x + element + r * side.apart + i, lanes, k) - k;
+                         s[(slot + r) % kSlots<T>] += d;
+                         q[(slot + r) % kSlots<T>] += d * d;
+                       }
                      });
-                     first = join<A>(s);
-                     second = join<A>(q);
+                     first += join<T>(s);
+                     second += join<T>(q);
                    });
 }
 
 template <class T, class A = Accumulator<T>>
 void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
-  const Rows rows = rows_of(shape, region, kLanes<A>);
-  Columns<A> pivots;
-  ColumnSums<A> first(rows, sums.first);
-  ColumnSums<A> second(rows, sums.second);
+  const Rows rows = rows_of<T>(shape, region);
+  Columns<T> pivots;
+  ColumnSums<T> first(rows, sums.first);
+  ColumnSums<T> second(rows, sums.second);
   pivots.expand(rows, pivot);
   for_row_blocks(
-      rows, ColumnSums<A>::kBlockRows,
-      [&](int64_t element, auto count, int64_t columns) {
-        for_vectors<A>(columns, [&](int64_t j, int, auto lanes) {
-          const Vec<A> k = pivots.at(j);
-          Vec<A> s{};
-          Vec<A> q{};
-          for (int r = 0; r < decltype(count)::value; ++r) {
-            const Vec<A> d = load(x + element + r * rows.stride + j, lanes, k) - k;
+      rows, ColumnSums<T>::kBlockRows,
+      [&](int64_t element, auto side, int64_t columns) {
+        for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
+          const Pack<T> k = pivots.at(j);
+          Pack<T> s{};
+          Pack<T> q{};
+          for (int r = 0; r < side.count; ++r) {
+            const Pack<T> d = load(x + element + r * side.apart + j, lanes, k) - k;
             s += d;
             q += d * d;
           }
@@ -78,7 +80,7 @@ __attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const
   bool again[plan::kMaxColumns];
   for (int64_t i = 0; i < channels; ++i) {
     again[i] = !is_accurate(sums.first[i], n, m2[i]);
-    const A better = rounded_to_element<T>(static_cast<A>(mean[i]));
+    const A better = nearest<T>(splat(static_cast<A>(mean[i])))[0];
     if (again[i] && better - better == A(0)) pivot[i] = better;
   }
   constexpr bool wider = sizeof(A) < sizeof(double);
@@ -99,7 +101,7 @@ __attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const
 
 template <class T, class A = Accumulator<T>>
 void stats(const T* x, const Shape& shape, const Region& region, double* mean, double* m2) {
-  A pivot[plan::kMaxColumns];
+  ChannelArray<T> pivot;
   double first[plan::kMaxColumns];
   double second[plan::kMaxColumns];
   const ShiftedSums sums{first, second};
@@ -122,40 +124,42 @@ MY_OPS_INLINE int64_t head(const T* out) {
 template <class T>
 MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& region) {
   if (!plan::by_rows(shape)) return true;
-  const Rows rows = rows_of(shape, region, kLanes<Accumulator<T>>);
-  return unaligned(out + rows.offset) == 0 && rows.stride % kLanes<Accumulator<T>> == 0;
+  const Rows rows = rows_of<T>(shape, region);
+  return unaligned(out + rows.offset) == 0 && rows.stride % kPack<T> == 0;
 }
 
 template <class Full, class T, class A = Accumulator<T>>
 void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k) {
-  for_stretches(shape, region.c0, region.b, region.e, [&](int64_t first, int64_t length) {
-    for (int64_t c = region.c0; c < region.c1; ++c) {
-      const T* in = x + first + (c - region.c0) * shape.s;
-      T* out = y + (in - x);
-      const Vec<A> center = broadcast(k.center[c]);
-      const Vec<A> scale = broadcast(k.scale[c]);
-      const Vec<A> shift = broadcast(k.shift[c]);
-      for_vectors<A, Full>(head<Full>(out), length, [&](int64_t i, int, auto lanes) {
-        store(out + i, lanes, (load(in + i, lanes, center) - center) * scale + shift);
-      });
-    }
+  for_all_stretches<T>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+    const Broadcast<T, side.count> center(k.center, c, side);
+    const Broadcast<T, side.count> scale(k.scale, c, side);
+    const Broadcast<T, side.count> shift(k.shift, c, side);
+    for_packs<T, Full>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
+      for (int r = 0; r < side.count; ++r) {
+        const int64_t at = element + r * side.apart + i;
+        store(y + at, lanes, (load(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r]);
+      }
+    });
   });
 }
 
 template <class Full, class T, class A = Accumulator<T>>
 void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, const ForwardCoefficients<A>& k) {
-  Columns<A> centers;
-  Columns<A> scales;
-  Columns<A> shifts;
+  Columns<T> centers;
+  Columns<T> scales;
+  Columns<T> shifts;
   centers.expand(rows, k.center + region.c0);
   scales.expand(rows, k.scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows(rows, [&](int64_t element, int64_t columns) {
-    const T* in = x + element;
-    T* out = y + element;
-    for_vectors<A, Full>(0, columns, [&](int64_t j, int, auto lanes) {
-      const Vec<A> center = centers.at(j);
-      store(out + j, lanes, (load(in + j, lanes, center) - center) * scales.at(j) + shifts.at(j));
+  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+      const Pack<T> center = centers.at(j);
+      const Pack<T> scale = scales.at(j);
+      const Pack<T> shift = shifts.at(j);
+      for (int r = 0; r < side.count; ++r) {
+        const int64_t i = element + r * side.apart + j;
+        store(y + i, lanes, (load(x + i, lanes, center) - center) * scale + shift);
+      }
     });
   });
 }
@@ -163,7 +167,7 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
 template <class Full, class T, class A = Accumulator<T>>
 void apply_to(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k) {
   if (plan::by_rows(shape)) {
-    apply_by_rows<Full>(x, y, rows_of(shape, region, kLanes<A>), region, k);
+    apply_by_rows<Full>(x, y, rows_of<T>(shape, region), region, k);
   } else {
     apply_by_runs<Full>(x, y, shape, region, k);
   }
@@ -184,47 +188,50 @@ void apply(const T* x, T* y, const Shape& shape, const Region& region, const For
 template <class T, class A = Accumulator<T>>
 void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                              const A* invstd, double* sum_dy, double* sum_dy_xhat) {
-  RunSums<A> accumulators;
+  RunSums<T> accumulators;
   accumulators.run(shape, region, sum_dy, sum_dy_xhat,
-                   [&](int64_t c, int64_t element, int64_t length, Vec<A>& first, Vec<A>& second) {
-                     const Vec<A> mu = broadcast(mean[c]);
-                     const Vec<A> r = broadcast(invstd[c]);
-                     Vec<A> s[4] = {first, {}, {}, {}};
-                     Vec<A> q[4] = {second, {}, {}, {}};
-                     for_vectors<A>(length, [&](int64_t i, int slot, auto lanes) {
-                       const Vec<A> g = load(dy + element + i, lanes, Vec<A>{});
-                       const Vec<A> xhat = (load(x + element + i, lanes, mu) - mu) * r;
-                       s[slot] += g;
-                       q[slot] += g * xhat;
+                   [&](int64_t c, int64_t element, auto side, int64_t length, Vec<A>& first, Vec<A>& second) {
+                     const Pack<T> mu = broadcast<T>(mean[c]);
+                     const Pack<T> scale = broadcast<T>(invstd[c]);
+                     Pack<T> s[kSlots<T>] = {};
+                     Pack<T> q[kSlots<T>] = {};
+                     for_packs<T>(length, [&](int64_t i, int slot, auto lanes) {
+                       for (int r = 0; r < side.count; ++r) {
+                         const int64_t at = element + r * side.apart + i;
+                         const Pack<T> g = load(dy + at, lanes, Pack<T>{});
+                         const Pack<T> xhat = (load(x + at, lanes, mu) - mu) * scale;
+                         s[(slot + r) % kSlots<T>] += g;
+                         q[(slot + r) % kSlots<T>] += g * xhat;
+                       }
                      });
-                     first = join<A>(s);
-                     second = join<A>(q);
+                     first += join<T>(s);
+                     second += join<T>(q);
                    });
 }
 
 template <class T, class A = Accumulator<T>>
 void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                              const A* invstd, double* sum_dy, double* sum_dy_xhat) {
-  const Rows rows = rows_of(shape, region, kLanes<A>);
-  Columns<A> means;
-  Columns<A> invstds;
-  ColumnSums<A> first(rows, sum_dy);
-  ColumnSums<A> second(rows, sum_dy_xhat);
+  const Rows rows = rows_of<T>(shape, region);
+  Columns<T> means;
+  Columns<T> invstds;
+  ColumnSums<T> first(rows, sum_dy);
+  ColumnSums<T> second(rows, sum_dy_xhat);
   means.expand(rows, mean);
   invstds.expand(rows, invstd);
   for_row_blocks(
-      rows, ColumnSums<A>::kBlockRows,
-      [&](int64_t element, auto count, int64_t columns) {
-        for_vectors<A>(columns, [&](int64_t j, int, auto lanes) {
-          const Vec<A> mu = means.at(j);
-          const Vec<A> r = invstds.at(j);
-          Vec<A> s{};
-          Vec<A> q{};
-          for (int row = 0; row < decltype(count)::value; ++row) {
-            const int64_t i = element + row * rows.stride + j;
-            const Vec<A> g = load(dy + i, lanes, Vec<A>{});
+      rows, ColumnSums<T>::kBlockRows,
+      [&](int64_t element, auto side, int64_t columns) {
+        for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
+          const Pack<T> mu = means.at(j);
+          const Pack<T> scale = invstds.at(j);
+          Pack<T> s{};
+          Pack<T> q{};
+          for (int r = 0; r < side.count; ++r) {
+            const int64_t i = element + r * side.apart + j;
+            const Pack<T> g = load(dy + i, lanes, Pack<T>{});
             s += g;
-            q += g * ((load(x + i, lanes, mu) - mu) * r);
+            q += g * ((load(x + i, lanes, mu) - mu) * scale);
           }
           first.add(j, s);
           second.add(j, q);
@@ -249,60 +256,68 @@ void backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& 
 template <class Full, class T, class A = Accumulator<T>>
 void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
                             const BackwardCoefficients<A>& k) {
-  for_stretches(shape, region.c0, region.b, region.e, [&](int64_t first, int64_t length) {
-    for (int64_t c = region.c0; c < region.c1; ++c) {
-      const int64_t element = first + (c - region.c0) * shape.s;
-      const T* g = dy + element;
-      T* out = dx + element;
-      const Vec<A> dy_scale = broadcast(k.dy_scale[c]);
-      if (!k.x_scale) {
-        for_vectors<A, Full>(head<Full>(out), length, [&](int64_t i, int, auto lanes) {
-          store(out + i, lanes, load(g + i, lanes, Vec<A>{}) * dy_scale);
-        });
-        continue;
-      }
-      const T* in = x + element;
-      const Vec<A> mean = broadcast(k.mean[c]);
-      const Vec<A> x_scale = broadcast(k.x_scale[c]);
-      const Vec<A> shift = broadcast(k.shift[c]);
-      for_vectors<A, Full>(head<Full>(out), length, [&](int64_t i, int, auto lanes) {
-        const Vec<A> d = load(in + i, lanes, mean) - mean;
-        store(out + i, lanes, load(g + i, lanes, Vec<A>{}) * dy_scale + (d * x_scale + shift));
+  for_all_stretches<T>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+    const int64_t ahead = head<Full>(dx + element);
+    const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
+    if (!k.x_scale) {
+      for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
+        for (int r = 0; r < side.count; ++r) {
+          const int64_t at = element + r * side.apart + i;
+          store(dx + at, lanes, load(dy + at, lanes, Pack<T>{}) * dy_scale[r]);
+        }
       });
+      return;
     }
+    const Broadcast<T, side.count> mean(k.mean, c, side);
+    const Broadcast<T, side.count> x_scale(k.x_scale, c, side);
+    const Broadcast<T, side.count> shift(k.shift, c, side);
+    for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
+      for (int r = 0; r < side.count; ++r) {
+        const int64_t at = element + r * side.apart + i;
+        const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
+        store(dx + at, lanes, load(dy + at, lanes, Pack<T>{}) * dy_scale[r] + (d * x_scale[r] + shift[r]));
+      }
+    });
   });
 }
 
 template <class Full, class T, class A = Accumulator<T>>
 void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Region& region,
                             const BackwardCoefficients<A>& k) {
-  Columns<A> means;
-  Columns<A> dy_scales;
-  Columns<A> x_scales;
-  Columns<A> shifts;
+  Columns<T> means;
+  Columns<T> dy_scales;
+  Columns<T> x_scales;
+  Columns<T> shifts;
   means.expand(rows, k.mean + region.c0);
   dy_scales.expand(rows, k.dy_scale + region.c0);
   x_scales.expand(rows, k.x_scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows(rows, [&](int64_t element, int64_t columns) {
-    const T* g = dy + element;
-    const T* in = x + element;
-    T* out = dx + element;
-    for_vectors<A, Full>(0, columns, [&](int64_t j, int, auto lanes) {
-      const Vec<A> mean = means.at(j);
-      const Vec<A> d = load(in + j, lanes, mean) - mean;
-      store(out + j, lanes, load(g + j, lanes, Vec<A>{}) * dy_scales.at(j) + (d * x_scales.at(j) + shifts.at(j)));
+  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+      const Pack<T> mean = means.at(j);
+      const Pack<T> dy_scale = dy_scales.at(j);
+      const Pack<T> x_scale = x_scales.at(j);
+      const Pack<T> shift = shifts.at(j);
+      for (int r = 0; r < side.count; ++r) {
+        const int64_t i = element + r * side.apart + j;
+        const Pack<T> d = load(x + i, lanes, mean) - mean;
+        store(dx + i, lanes, load(dy + i, lanes, Pack<T>{}) * dy_scale + (d * x_scale + shift));
+      }
     });
   });
 }
 
 template <class Full, class T, class A = Accumulator<T>>
 void scale_by_rows(const T* dy, T* dx, const Rows& rows, const Region& region, const BackwardCoefficients<A>& k) {
-  Columns<A> dy_scales;
+  Columns<T> dy_scales;
   dy_scales.expand(rows, k.dy_scale + region.c0);
-  for_rows(rows, [&](int64_t element, int64_t columns) {
-    for_vectors<A, Full>(0, columns, [&](int64_t j, int, auto lanes) {
-      store(dx + element + j, lanes, load(dy + element + j, lanes, Vec<A>{}) * dy_scales.at(j));
+  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+      const Pack<T> dy_scale = dy_scales.at(j);
+      for (int r = 0; r < side.count; ++r) {
+        const int64_t i = element + r * side.apart + j;
+        store(dx + i, lanes, load(dy + i, lanes, Pack<T>{}) * dy_scale);
+      }
     });
   });
 }
@@ -314,7 +329,7 @@ void backward_apply_to(const T* dy, const T* x, T* dx, const Shape& shape, const
     backward_apply_by_runs<Full>(dy, x, dx, shape, region, k);
     return;
   }
-  const Rows rows = rows_of(shape, region, kLanes<A>);
+  const Rows rows = rows_of<T>(shape, region);
   if (k.x_scale) {
     backward_apply_by_rows<Full>(dy, x, dx, rows, region, k);
   } else {
@@ -341,7 +356,8 @@ constexpr Kernels<T> kernels_of() {
 }
 
 constexpr KernelTable make_table() {
-  return {kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(), kernels_of<float16>()};
+  return {&merge_moments,       &add, kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(),
+          kernels_of<float16>()};
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // A region seen as rows of columns: one row per position of a channels-last tensor, or one per image of a contiguous
 // tensor with short runs. Where a region has all channels, rows that follow each other in memory are joined ("folded")
-// until their columns fill whole vectors.
+// until their columns fill whole packs.
 #pragma once
 
-#include "cpu/simd/vec.h"
+#include "cpu/simd/packs.h"
 #include "plan/partition.h"
 
 namespace my_ops::cpu {
@@ -35,15 +35,16 @@ MY_OPS_INLINE int64_t greatest_common_divisor(int64_t a, int64_t b) {
   return a;
 }
 
-/// How many rows to join: the fewest that end on a vector's end, times what makes the row long enough.
-MY_OPS_INLINE int64_t fold_factor(int64_t columns, int64_t rows, int64_t lanes) {
-  int64_t fold = lanes / greatest_common_divisor(columns, lanes);
+/// How many rows to join: the fewest that end on a pack's end, times what makes the row long enough.
+MY_OPS_INLINE int64_t fold_factor(int64_t columns, int64_t rows, int64_t pack) {
+  int64_t fold = pack / greatest_common_divisor(columns, pack);
   if (fold * columns > plan::kMaxColumns || fold > rows) return 1;
   while (fold * columns * 2 <= kFoldedColumns && fold * 2 <= rows) fold *= 2;
   return fold;
 }
 
-MY_OPS_INLINE Rows rows_of(const Shape& shape, const Region& region, int64_t lanes) {
+template <class T>
+MY_OPS_INLINE Rows rows_of(const Shape& shape, const Region& region) {
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
   const int64_t channels = region.c1 - region.c0;
   const int64_t stride = shape.c * inner;
@@ -51,91 +52,109 @@ MY_OPS_INLINE Rows rows_of(const Shape& shape, const Region& region, int64_t lan
   const int64_t columns = channels * inner;
   const int64_t count = (region.e - region.b) / inner;
   if (channels < shape.c) return {offset, stride, columns, count, 0, channels, inner};
-  const int64_t fold = fold_factor(columns, count, lanes);
+  const int64_t fold = fold_factor(columns, count, kPack<T>);
   return {offset, columns * fold, columns * fold, count / fold, count % fold * columns, channels, inner};
 }
 
-/// A value per channel as a value per column, padded with zeros to whole vectors.
-template <class A>
+/// A value per channel as a value per column, in lane order, padded with zeros to whole packs.
+template <class T>
 struct Columns {
-  alignas(kVecBytes) A values[plan::kMaxColumns + kLanes<A>];
+  using A = Accumulator<T>;
+  alignas(kVecBytes) A values[plan::kMaxColumns + kPack<T>];
 
   MY_OPS_INLINE void expand(const Rows& rows, const A* per_channel) {
-    if (rows.inner == 1) {
-      for (int64_t j = 0; j < rows.columns; j += rows.channels) {
-        for (int64_t c = 0; c < rows.channels; ++c) values[j + c] = per_channel[c];
-      }
-    } else {
-      for (int64_t j = 0; j < rows.columns;) {
-        for (int64_t c = 0; c < rows.channels; ++c) {
-          for (int64_t i = 0; i < rows.inner; ++i) values[j++] = per_channel[c];
-        }
+    const int64_t period = rows.channels * rows.inner;
+    for (int64_t j = 0; j < rows.columns; j += period) {
+      if (rows.inner == 1) {
+        for (int64_t c = 0; c < rows.channels; ++c) values[j + c] = quiet(per_channel[c]);
+      } else {
+        for (int64_t c = 0; c < rows.channels; ++c) fill(j + c * rows.inner, rows.inner, splat(quiet(per_channel[c])));
       }
     }
-    for (int i = 0; i < kLanes<A>; ++i) values[rows.columns + i] = A(0);
+    for (int64_t i = 0; i < kPack<T>; ++i) values[rows.columns + i] = A(0);
+    to_lane_order<T>(values, rows.columns);
   }
 
-  MY_OPS_INLINE Vec<A> at(int64_t j) const { return load(values + j, All{}, Vec<A>{}); }
+  MY_OPS_INLINE Pack<T> at(int64_t j) const { return get<T>(values + j); }
+
+ private:
+  /// In whole vectors: what is too much is written over by the next channel.
+  MY_OPS_INLINE void fill(int64_t first, int64_t n, Vec<A> v) {
+    for (int64_t i = 0; i < n; i += kLanes<A>) store(values + first + i, All{}, v);
+  }
 };
 
-/// Sums per column in the accumulation type, for up to kBlockRows rows; flush() adds them to the channels' sums in
-/// double.
-template <class A>
+/// Sums per column in the accumulation type, in lane order, for up to kBlockRows rows; flush() adds them to the
+/// channels' sums in double.
+template <class T>
 struct ColumnSums {
+  using A = Accumulator<T>;
   static constexpr int64_t kBlockRows = 256;
 
-  alignas(kVecBytes) A values[plan::kMaxColumns + kLanes<A>];
+  alignas(kVecBytes) A values[plan::kMaxColumns + kPack<T>];
   double* sums;  // [channels]
 
   MY_OPS_INLINE ColumnSums(const Rows& rows, double* sums) : sums(sums) {
-    for (int64_t j = 0; j < rows.columns + kLanes<A>; ++j) values[j] = A(0);
+    for (int64_t j = 0; j < rows.columns + kPack<T>; ++j) values[j] = A(0);
     for (int64_t c = 0; c < rows.channels; ++c) sums[c] = 0;
   }
 
-  MY_OPS_INLINE void add(int64_t j, Vec<A> v) { store(values + j, All{}, load(values + j, All{}, v) + v); }
+  MY_OPS_INLINE void add(int64_t j, Pack<T> v) { put<T>(values + j, get<T>(values + j) + v); }
 
   MY_OPS_INLINE void flush(const Rows& rows) {
     const int64_t period = rows.channels * rows.inner;
+    to_value_order<T>(values, rows.columns);
     for (int64_t j = 0; j < rows.columns; j += period) {
       if (rows.inner == 1) {
         for (int64_t c = 0; c < rows.channels; ++c) sums[c] += values[j + c];
       } else {
-        for (int64_t c = 0; c < rows.channels; ++c) {
-          for (int64_t i = 0; i < rows.inner; ++i) sums[c] += values[j + c * rows.inner + i];
-        }
+        for (int64_t c = 0; c < rows.channels; ++c) sums[c] += total(j + c * rows.inner, rows.inner);
       }
     }
-    for (int64_t j = 0; j < rows.columns; ++j) values[j] = A(0);
+    for (int64_t j = 0; j < rows.columns + kPack<T>; ++j) values[j] = A(0);
+  }
+
+ private:
+  /// Of the columns of one channel, in double from here on.
+  MY_OPS_INLINE double total(int64_t first, int64_t n) const {
+    using Part = typename VecOf<A, kLanes<double> * sizeof(A)>::type;
+    Vec<double> v{};
+    int64_t i = 0;
+    for (; i + kLanes<double> <= n; i += kLanes<double>) {
+      v += __builtin_convertvector(bit_cast_from<Part>(values + first + i), Vec<double>);
+    }
+    double rest = sum<double>(v);
+    for (; i < n; ++i) rest += values[first + i];
+    return rest;
   }
 };
 
-template <int kCount>
-struct RowCount {
-  static constexpr int value = kCount;
-};
-
-/// body(element of the first row, RowCount, columns): four rows at a time, so that what belongs to a column is loaded
-/// once for all four; after every kBlockRows rows, and at the end, flush().
+/// body(element of the first row, SideBySide, columns), and after every block_rows rows, and at the end, flush(). Rows
+/// side by side come from different parts of the block, and each part is walked in memory order.
 template <class Body, class Flush>
 MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
-  int64_t row = 0;
-  while (row < rows.count) {
-    const int64_t end = rows.count - row < block_rows ? rows.count : row + block_rows;
-    for (; row + 4 <= end; row += 4) body(rows.offset + row * rows.stride, RowCount<4>{}, rows.columns);
-    for (; row < end; ++row) body(rows.offset + row * rows.stride, RowCount<1>{}, rows.columns);
+  constexpr int64_t many = plan::kSideBySide;
+  for (int64_t first = 0; first < rows.count; first += block_rows) {
+    const int64_t n = rows.count - first < block_rows ? rows.count - first : block_rows;
+    const int64_t part = n / many;
+    const int64_t offset = rows.offset + first * rows.stride;
+    for (int64_t row = 0; row < part; ++row) {
+      body(offset + row * rows.stride, SideBySide<many>{part * rows.stride, 0}, rows.columns);
+    }
+    for (int64_t row = part * many; row < n; ++row) {
+      body(offset + row * rows.stride, SideBySide<1>{0, 0}, rows.columns);
+    }
     flush();
   }
   if (rows.rest > 0) {
-    body(rows.offset + rows.count * rows.stride, RowCount<1>{}, rows.rest);
+    body(rows.offset + rows.count * rows.stride, SideBySide<1>{0, 0}, rows.rest);
     flush();
   }
 }
 
-/// body(element of the first column, columns) for each row: a streamed line of memory is filled at once.
 template <class Body>
 MY_OPS_INLINE void for_rows(const Rows& rows, Body body) {
-  for (int64_t row = 0; row < rows.count; ++row) body(rows.offset + row * rows.stride, rows.columns);
-  if (rows.rest > 0) body(rows.offset + rows.count * rows.stride, rows.rest);
+  for_row_blocks(rows, rows.count, body, [] {});
 }
 
 }  // namespace
