@@ -4,6 +4,7 @@
 #include "cpu/simd/bfloat16.h"
 #include "cpu/simd/float16.h"
 #include "cpu/simd/vec.h"
+#include "plan/partition.h"
 
 namespace my_ops::cpu {
 namespace {
@@ -114,6 +115,11 @@ struct SideBySide {
   int64_t apart;
   int64_t channels;  // from one to the next
 };
+
+/// How many to walk together in a pass that stores the Full way: a line of memory that is streamed in several pieces
+/// must not have to wait for the rest of it while those of other stretches are written.
+template <class T, class Full>
+constexpr int64_t kTogether = std::is_same_v<Full, Stream> && sizeof(T) * kPack<T> < 64 ? 1 : plan::kSideBySide;
 
 /// A coefficient for each of them.
 template <class T, int kCount>

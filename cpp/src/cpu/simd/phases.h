@@ -40,7 +40,7 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
   ColumnSums<T> first(rows, sums.first);
   ColumnSums<T> second(rows, sums.second);
   pivots.expand(rows, pivot);
-  for_row_blocks(
+  for_row_blocks<plan::kSideBySide>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
         for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
@@ -130,7 +130,7 @@ MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& re
 
 template <class Full, class T, class A = Accumulator<T>>
 void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k) {
-  for_all_stretches<T>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+  for_all_stretches<T, kTogether<T, Full>>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
     const Broadcast<T, side.count> center(k.center, c, side);
     const Broadcast<T, side.count> scale(k.scale, c, side);
     const Broadcast<T, side.count> shift(k.shift, c, side);
@@ -151,7 +151,7 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
   centers.expand(rows, k.center + region.c0);
   scales.expand(rows, k.scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> center = centers.at(j);
       const Pack<T> scale = scales.at(j);
@@ -219,7 +219,7 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   ColumnSums<T> second(rows, sum_dy_xhat);
   means.expand(rows, mean);
   invstds.expand(rows, invstd);
-  for_row_blocks(
+  for_row_blocks<plan::kSideBySide>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
         for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
@@ -256,7 +256,7 @@ void backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& 
 template <class Full, class T, class A = Accumulator<T>>
 void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
                             const BackwardCoefficients<A>& k) {
-  for_all_stretches<T>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+  for_all_stretches<T, kTogether<T, Full>>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
     const int64_t ahead = head<Full>(dx + element);
     const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
     if (!k.x_scale) {
@@ -292,7 +292,7 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
   dy_scales.expand(rows, k.dy_scale + region.c0);
   x_scales.expand(rows, k.x_scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> mean = means.at(j);
       const Pack<T> dy_scale = dy_scales.at(j);
@@ -311,7 +311,7 @@ template <class Full, class T, class A = Accumulator<T>>
 void scale_by_rows(const T* dy, T* dx, const Rows& rows, const Region& region, const BackwardCoefficients<A>& k) {
   Columns<T> dy_scales;
   dy_scales.expand(rows, k.dy_scale + region.c0);
-  for_rows(rows, [&](int64_t element, auto side, int64_t columns) {
+  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> dy_scale = dy_scales.at(j);
       for (int r = 0; r < side.count; ++r) {

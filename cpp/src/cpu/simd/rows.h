@@ -131,9 +131,8 @@ struct ColumnSums {
 
 /// body(element of the first row, SideBySide, columns), and after every block_rows rows, and at the end, flush(). Rows
 /// side by side come from different parts of the block, and each part is walked in memory order.
-template <class Body, class Flush>
+template <int64_t many, class Body, class Flush>
 MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
-  constexpr int64_t many = plan::kSideBySide;
   for (int64_t first = 0; first < rows.count; first += block_rows) {
     const int64_t n = rows.count - first < block_rows ? rows.count - first : block_rows;
     const int64_t part = n / many;
@@ -152,9 +151,9 @@ MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body bod
   }
 }
 
-template <class Body>
+template <int64_t many, class Body>
 MY_OPS_INLINE void for_rows(const Rows& rows, Body body) {
-  for_row_blocks(rows, rows.count, body, [] {});
+  for_row_blocks<many>(rows, rows.count, body, [] {});
 }
 
 }  // namespace

@@ -13,9 +13,8 @@ constexpr int64_t kLongStretch = 8192;
 /// body(element, SideBySide, length) for the stretches of channel c0 that make up its values v..end-1: those of several
 /// images side by side where there are enough of them, and parts of a long one. The stretch of the next channel of the
 /// same image lies S elements behind.
-template <class T, class Body>
+template <class T, int64_t many = plan::kSideBySide, class Body>
 MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v, int64_t end, Body body) {
-  constexpr int64_t many = plan::kSideBySide;
   const int64_t image = shape.c * shape.s;
   const bool aligned = image % kPack<T> == 0;
   if (aligned && v % shape.s == 0) {
@@ -37,12 +36,11 @@ MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v
 
 /// body(c, element, SideBySide, length) for the stretches of all channels of a region: those of several channels side
 /// by side where it has few images.
-template <class T, class Body>
+template <class T, int64_t many, class Body>
 MY_OPS_INLINE void for_all_stretches(const plan::Shape& shape, const plan::Region& region, Body body) {
-  constexpr int64_t many = plan::kSideBySide;
   const int64_t part = (region.c1 - region.c0) / many;
   const bool aligned = part * shape.s % kPack<T> == 0;
-  for_stretches<T>(shape, region.c0, region.b, region.e, [&](int64_t first, auto side, int64_t length) {
+  for_stretches<T, many>(shape, region.c0, region.b, region.e, [&](int64_t first, auto side, int64_t length) {
     int64_t c = region.c0;
     if constexpr (side.count == 1) {
       for (; aligned && c < region.c0 + part; ++c) {
