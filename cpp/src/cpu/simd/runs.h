@@ -7,7 +7,7 @@
 namespace my_ops::cpu {
 namespace {
 
-/// A stretch longer than this is walked in parts side by side.
+/// A stretch of more values than this is walked in parts side by side: each then fills pages of its own.
 constexpr int64_t kLongStretch = 8192;
 
 /// body(element, SideBySide, length) for the stretches of channel c0 that make up its values v..end-1: those of several
