@@ -95,4 +95,23 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
   return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
 }
 
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+  static const auto op = find("my_ops::conv_batchnorm_forward", conv_batchnorm_forward);
+  return op.call(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding, dilation, groups,
+                 training, momentum, eps, num_batches_tracked);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const Tensor& save_mean, const Tensor& save_invstd, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training, ConvOutputMask output_mask) {
+  static const auto op = find("my_ops::conv_batchnorm_backward", conv_batchnorm_backward);
+  return op.call(grad_output, input, weight, bias, gamma, save_mean, save_invstd, stride, padding, dilation, groups,
+                 training, output_mask);
+}
+
 }  // namespace my_ops::ops

@@ -62,4 +62,18 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out);
 
+/// input, weight, bias, gamma, beta.
+using ConvOutputMask = std::array<bool, 5>;
+
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const Tensor& save_mean, const Tensor& save_invstd, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training, ConvOutputMask output_mask);
+
 }  // namespace my_ops::ops

@@ -9,6 +9,7 @@ __version__ = _load(__path__)["version"]
 
 # The modules below bind the operators, which exist from here on.
 from . import functional
+from .conv import ConvBatchNorm1d, ConvBatchNorm2d, ConvBatchNorm3d
 from .convert import convert_batchnorm, revert_batchnorm
 from .functionalization import register as _register_functionalization
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
@@ -21,6 +22,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConvBatchNorm1d",
+    "ConvBatchNorm2d",
+    "ConvBatchNorm3d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",

@@ -14,8 +14,7 @@ using ops::OutputMask;
 
 /// batchnorm_forward as a function of (input, gamma, beta).
 ///
-/// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too:
-///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
+/// output's gradient goes through batchnorm_backward; in training the saved statistics are functions of the input too.
 class ForwardNode : public SavingNode<ForwardNode, 4> {
  public:
   enum Saved { kInput, kGamma, kMean, kInvstd };
@@ -39,20 +38,6 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
     }
     return out;
-  }
-
- private:
-  Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& input, const Tensor& mean,
-                            const Tensor& invstd) {
-    const c10::Scalar count(values_per_channel(input));
-    Tensor gradient;
-    if (grad_mean.defined()) gradient = per_channel(grad_mean / count, input).expand_symint(input.sym_sizes());
-    if (grad_invstd.defined()) {
-      const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
-      const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
-      gradient = sum_of(gradient, centered * per_channel(slope, input));
-    }
-    return in_dtype(gradient, input.scalar_type());
   }
 };
 

@@ -58,6 +58,19 @@ c10::SymInt values_per_channel(const Tensor& tensor) {
   return values == 0 ? c10::SymInt(1) : values;
 }
 
+Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& x, const Tensor& mean,
+                          const Tensor& invstd) {
+  const c10::Scalar count(values_per_channel(x));
+  Term gradient;
+  if (grad_mean.defined()) gradient = per_channel(grad_mean / count, x).expand_symint(x.sym_sizes());
+  if (grad_invstd.defined()) {
+    const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
+    const Tensor centered = x.to(mean.scalar_type()) - per_channel(mean, x);
+    gradient = gradient + centered * per_channel(slope, x);
+  }
+  return in_dtype(gradient.tensor(), x.scalar_type());
+}
+
 Normalized::Normalized(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& gamma, const Tensor& mean,
                        const Tensor& invstd)
     : invstd(invstd) {

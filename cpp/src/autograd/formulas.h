@@ -45,6 +45,11 @@ Term channel_sum(const Term& tensor);
 /// M, the values per channel, to divide by: 1 if there are none, whose sums are 0.
 c10::SymInt values_per_channel(const at::Tensor& tensor);
 
+/// The gradient of x from those of its batch statistics, which may be undefined:
+///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
+at::Tensor through_statistics(const at::Tensor& grad_mean, const at::Tensor& grad_invstd, const at::Tensor& x,
+                              const at::Tensor& mean, const at::Tensor& invstd);
+
 /// The tangents of the arguments of one channel-wise problem, in the accumulation dtype.
 struct Tangents {
   Term dy;
