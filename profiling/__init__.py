@@ -17,6 +17,10 @@ traces         reads such a trace (needs no torch)
 analysis       what it says, operator by operator
 compare        the main job: all of the above in one folder
 benchmark      the suite of shapes, dtypes, layouts and directions
+networks       ResNet-50 and MobileNetV2 in plain torch
+memory         the most bytes that a call holds
+family         the operators around batch norm, each against torch's modules
+steps          training steps of whole networks, native, converted and fused
 figures        plots
 *_tables       the figures as tables, on the terminal and in the report
 report         HTML and JSON

@@ -11,7 +11,9 @@ __version__ = _load(__path__)["version"]
 from . import functional
 from .conv import ConvBatchNorm1d, ConvBatchNorm2d, ConvBatchNorm3d
 from .convert import convert_batchnorm, revert_batchnorm
+from .folding import fuse_conv_bn
 from .functionalization import register as _register_functionalization
+from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .vmap import register as _register_vmap_rules
 
@@ -22,6 +24,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "ConvBatchNorm1d",
     "ConvBatchNorm2d",
     "ConvBatchNorm3d",
@@ -31,5 +36,6 @@ __all__ = [
     "__version__",
     "convert_batchnorm",
     "functional",
+    "fuse_conv_bn",
     "revert_batchnorm",
 ]

@@ -71,7 +71,7 @@ class _ConvBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        norm._check_input_dim(input)  # type: ignore[operator]
+        norm._check_input_dim(input)  # type: ignore[no-untyped-call]
         input, padding = _pad(conv, input)
         untracked = norm.training and not norm.track_running_stats  # as in the batch norm modules
         running_mean = None if untracked else norm.running_mean
