@@ -107,9 +107,9 @@ class Ranks:
 
     def close(self) -> None:
         for process, connection in self._workers:
-            connection.close()
-            process.join(timeout=10)
             process.kill()
+            process.join()
+            connection.close()
 
     def _start(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")

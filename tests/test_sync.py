@@ -6,8 +6,12 @@ The checks themselves are in sync_checks.py; this is the list of them.
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +315,26 @@ def test_constructor_is_that_of_torchs_module() -> None:
     for name, value in theirs.state_dict().items():
         assert (ours.state_dict()[name].dtype, ours.state_dict()[name].device) == (value.dtype, value.device)
     assert copy.deepcopy(my_ops.SyncBatchNorm(5)).num_features == 5
+
+
+# Programs
+
+
+def test_example_has_the_losses_of_one_process() -> None:
+    """examples/train_ddp.py on two processes, whose parts of the batch differ in size."""
+    pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
+    program = Path(__file__).parent.parent / "examples" / "train_ddp.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(
+        [*launch, "--steps", "6", "--batch", "33"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = re.findall(r"loss of 2 processes ([\d.]+)   of one ([\d.]+)", done.stdout)
+    assert len(losses) == 6
+    assert len({alone for _, alone in losses}) == 6  # it trains
+    for together, alone in losses:
+        assert abs(float(together) - float(alone)) < 1e-6
