@@ -12,6 +12,7 @@ from . import functional
 from .convert import convert_batchnorm, revert_batchnorm
 from .functionalization import register as _register_functionalization
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .vmap import register as _register_vmap_rules
 
 _register_functionalization()
@@ -24,8 +25,10 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
     "__version__",
     "convert_batchnorm",
+    "convert_sync_batchnorm",
     "functional",
     "revert_batchnorm",
 ]
