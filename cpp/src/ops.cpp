@@ -95,4 +95,19 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
   return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
 }
 
+std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                        const OptionalTensor& running_var, double momentum,
+                                                        double eps) {
+  static const auto op = find("my_ops::instancenorm_forward", instancenorm_forward);
+  return op.call(input, gamma, beta, running_mean, running_var, momentum, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& gamma, const Tensor& save_mean,
+                                                         const Tensor& save_invstd, OutputMask output_mask) {
+  static const auto op = find("my_ops::instancenorm_backward", instancenorm_backward);
+  return op.call(grad_output, input, gamma, save_mean, save_invstd, output_mask);
+}
+
 }  // namespace my_ops::ops

@@ -62,4 +62,12 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out);
 
+std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                        const OptionalTensor& running_var, double momentum, double eps);
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& gamma, const Tensor& save_mean,
+                                                         const Tensor& save_invstd, OutputMask output_mask);
+
 }  // namespace my_ops::ops
