@@ -8,7 +8,8 @@
 namespace my_ops::plan {
 
 /// Contiguous runs shorter than this many values are walked like rows of a channels-last tensor: one row per image, its
-/// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty.
+/// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty. A single image is
+/// walked by runs all the same: what a row prepares per column would be used once.
 inline constexpr int64_t kShortRun = 256;
 
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
@@ -22,7 +23,9 @@ inline constexpr int64_t kMaxRunGroup = 64;
 
 /// True if regions are walked by rows (columns across channels), false if by runs (one channel after the other).
 /// Static: each instruction set keeps a copy of its own.
-static inline bool by_rows(const Shape& shape) { return shape.layout == Layout::channels_last || shape.s < kShortRun; }
+static inline bool by_rows(const Shape& shape) {
+  return shape.layout == Layout::channels_last || (shape.s < kShortRun && shape.n > 1);
+}
 
 /// A grid of regions: groups of adjacent channels times chunks of their values. Problems side by side, as the images of
 /// a channels-last instance norm are, have groups of their own.
