@@ -22,9 +22,10 @@ int64_t even_part(int64_t total, int64_t most, int64_t unit) {
 }
 
 Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
-  const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
+  const bool adjacent = shape.layout == Layout::channels_last;
+  const int64_t inner = adjacent ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
-  const int64_t most = kMaxColumns / inner;
+  const int64_t most = (adjacent ? kMaxAdjacentColumns : kMaxColumns) / inner;
   int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
   while (aligned > most) aligned /= 2;
   const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
