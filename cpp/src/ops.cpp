@@ -114,4 +114,19 @@ Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group
   return op.call(parts, group_size, std::move(group_name));
 }
 
+std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                        const OptionalTensor& running_var, double momentum,
+                                                        double eps) {
+  static const auto op = find("my_ops::instancenorm_forward", instancenorm_forward);
+  return op.call(input, gamma, beta, running_mean, running_var, momentum, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& gamma, const Tensor& save_mean,
+                                                         const Tensor& save_invstd, OutputMask output_mask) {
+  static const auto op = find("my_ops::instancenorm_backward", instancenorm_backward);
+  return op.call(grad_output, input, gamma, save_mean, save_invstd, output_mask);
+}
+
 }  // namespace my_ops::ops

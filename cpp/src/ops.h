@@ -71,4 +71,12 @@ Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name
 
 Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group_name);
 
+std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                        const OptionalTensor& running_var, double momentum, double eps);
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& gamma, const Tensor& save_mean,
+                                                         const Tensor& save_invstd, OutputMask output_mask);
+
 }  // namespace my_ops::ops

@@ -60,6 +60,15 @@ TORCH_LIBRARY(my_ops, m) {
   m.def("all_gather(Tensor part, int group_size, str group_name) -> Tensor");
   m.def("reduce_scatter(Tensor parts, int group_size, str group_name) -> Tensor");
 
+  // Instance normalization: batch normalization of every image by itself, with statistics [N, C]. Running statistics
+  // move towards the means over N. From running statistics it is batchnorm_forward with training = False.
+  m.def(
+      "instancenorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float momentum, float eps) -> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "instancenorm_backward(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
+      "bool[3] output_mask=[True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+
   // What this library is and runs on.
   m.def("cpu_capability() -> str", &my_ops::cpu_capability);
   m.def("build_info() -> str", &my_ops::build_info);

@@ -42,6 +42,12 @@ void check_sync_forward(const at::Tensor& input, const OptionalTensor& gamma, co
                         std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
                         int64_t group_size);
 
+void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps);
+
+void check_instance_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                             const at::Tensor& save_mean, const at::Tensor& save_invstd);
+
 // The arguments of the `out` overloads that are filled: behind the checks of the plain operator, before anything is
 // written. Each has the result's dtype and its shape, or no elements (see outputs.h), and memory of its own. Only
 // results of the input's shape may share it: with an image that is read, element for element.

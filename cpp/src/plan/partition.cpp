@@ -45,9 +45,11 @@ int64_t chunk_of_images(const Shape& shape, int64_t values) {
 }  // namespace
 
 Region Partition::region(int64_t group_index, int64_t chunk_index) const {
-  const int64_t c0 = group_index * group;
+  const int64_t image = group_index / groups_of_image();
+  const int64_t c0 = (group_index - image * groups_of_image()) * group;
+  const int64_t first = image * values;
   const int64_t b = chunk_index * chunk;
-  return {c0, std::min(channels, c0 + group), b, std::min(values, b + chunk)};
+  return {c0, std::min(channels, c0 + group), first + b, first + std::min(values, b + chunk), image};
 }
 
 Partition reduction_partition(const Shape& shape, int64_t bytes_per_value) {
@@ -68,6 +70,12 @@ Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   const int64_t values = kRegionBytes / (group * element_size);
   // A part of an image only where a single channel's is large.
   return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};
+}
+
+Partition instance_partition(const Shape& shape, int64_t bytes_per_value) {
+  Partition part = reduction_partition({1, shape.c, shape.s, shape.layout}, bytes_per_value);
+  part.images = shape.n;
+  return part;
 }
 
 }  // namespace my_ops::plan
