@@ -108,7 +108,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def members() -> list[Member]:
-    return [*_activations(), *_convolutions()]
+    return [*_activations(), *_convolutions(), *_statistics()]
 
 
 def _activations() -> list[Member]:
@@ -137,6 +137,61 @@ def _convolutions() -> list[Member]:
             Member(f"convolution {kernel}x{kernel} + batch norm", shape, ours, native, images, convolution=conv)
         )
     return found
+
+
+def _statistics() -> list[Member]:
+    channels = 256
+    shape = (16, channels, 28, 28)
+    ghosts = 4
+    ways: dict[str, tuple[Make, Make]] = {
+        "instance norm": (
+            partial(my_ops.InstanceNorm2d, channels, affine=True),
+            partial(nn.InstanceNorm2d, channels, affine=True),
+        ),
+        "frozen batch norm": (partial(my_ops.FrozenBatchNorm2d, channels), partial(_Frozen, channels)),
+        f"ghost batch norm, {ghosts} parts": (
+            partial(my_ops.GhostBatchNorm2d, channels, shape[0] // ghosts),
+            partial(_Ghost, channels, ghosts),
+        ),
+    }
+    frozen = (4, 2)  # x, y; dy, dx
+    return [
+        Member(name, shape, ours, native, frozen if name.startswith("frozen") else (5, 2))
+        for name, (ours, native) in ways.items()
+    ]
+
+
+class _Frozen(nn.Module):
+    """As detection libraries have it: constants are joined, then one multiplication and one addition."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), fill))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
+
+
+class _Ghost(nn.BatchNorm2d):
+    """Part after part; running statistics move with each."""
+
+    def __init__(self, channels: int, parts: int) -> None:
+        super().__init__(channels)
+        self.parts = parts
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        return torch.cat([super(_Ghost, self).forward(part) for part in input.chunk(self.parts)])
 
 
 def _chain(*parts: Make, activation: Activation | None = None) -> nn.Module:

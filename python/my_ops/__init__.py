@@ -11,10 +11,16 @@ __version__ = _load(__path__)["version"]
 from . import functional
 from .conv import ConvBatchNorm1d, ConvBatchNorm2d, ConvBatchNorm3d
 from .convert import convert_batchnorm, revert_batchnorm
+from .custom import BatchNormCustom
 from .folding import fuse_conv_bn
+from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
 from .functionalization import register as _register_functionalization
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .precise import update_bn
+from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .vmap import register as _register_vmap_rules
 
 _register_functionalization()
@@ -27,15 +33,30 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchNormCustom",
     "ConvBatchNorm1d",
     "ConvBatchNorm2d",
     "ConvBatchNorm3d",
+    "FrozenBatchNorm",
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
     "__version__",
     "convert_batchnorm",
+    "convert_sync_batchnorm",
+    "freeze_batchnorm",
     "functional",
     "fuse_conv_bn",
     "revert_batchnorm",
+    "update_bn",
 ]

@@ -23,6 +23,7 @@
 
 #include "autograd/formulas.h"
 #include "plan/convolution.h"
+#include "sync/collectives.h"
 
 namespace my_ops::autograd {
 
@@ -61,6 +62,7 @@ struct Constants {
   bool training = true;
   at::ScalarType beta_dtype = at::kFloat;
   plan::Convolution convolution;
+  sync::Group group;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -89,6 +91,8 @@ class SavingNode : public torch::autograd::Node {
     const auto& [stride, padding, dilation, groups] = constants.convolution;
     for (const auto* numbers : {&stride, &padding, &dilation}) args.collect(*numbers);
     args.collect(groups);
+    args.collect(constants.group.size);
+    args.collect(constants.group.name);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
