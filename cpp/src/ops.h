@@ -86,11 +86,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
-    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked);
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& gamma, const Tensor& save_mean, const Tensor& save_invstd, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training, ConvOutputMask output_mask);
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::string_view activation, double slope, ConvOutputMask output_mask);
 
 }  // namespace my_ops::ops

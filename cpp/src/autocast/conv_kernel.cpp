@@ -17,12 +17,14 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
-    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const auto cast = [&](const auto& tensor) { return at::autocast::cached_cast(dtype, tensor, device); };
   return ops::conv_batchnorm_forward(cast(input), cast(weight), cast(bias), gamma, beta, running_mean, running_var,
-                                     stride, padding, dilation, groups, training, momentum, eps, num_batches_tracked);
+                                     stride, padding, dilation, groups, training, momentum, eps, num_batches_tracked,
+                                     activation, slope);
 }
 
 }  // namespace

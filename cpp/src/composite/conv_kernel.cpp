@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "composite/conv.h"
 #include "ops.h"
 #include "plan/convolution.h"
 #include "plan/problem.h"
@@ -20,7 +21,7 @@ Tensor per_channel(const Tensor& image, at::ScalarType dtype) {
   return at::empty_symint({image.sym_size(1)}, image.options().dtype(dtype));
 }
 
-/// The output takes the memory of the convolution's.
+/// Without an activation the output takes the memory of the convolution's.
 std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
@@ -29,6 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   plan::check_convolution("conv_batchnorm_forward", input, weight, bias, convolution);
   Tensor z = convolution.run(input, weight, bias);
+  const composite::Norm norm{gamma, beta, training, activation, slope};
+  if (!norm.plain()) return norm.forward(z, running_mean, running_var, momentum, eps, num_batches_tracked);
   Tensor mean = per_channel(z, plan::accumulation_dtype(z.scalar_type()));
   Tensor invstd = at::empty_like(mean);
   ops::batchnorm_forward_out(z, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, z,
@@ -36,28 +39,34 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
   return {z, mean, invstd};
 }
 
-/// The convolution is run anew. Its output's gradient takes its memory.
+/// The convolution is run anew. Without an activation its output's gradient takes its memory.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& gamma, const Tensor& save_mean, const Tensor& save_invstd, IntArrayRef stride,
-    IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training, ConvOutputMask output_mask) {
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
+    std::string_view activation, double slope, ConvOutputMask output_mask) {
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   plan::check_convolution("conv_batchnorm_backward", input, weight, bias, convolution);
   const auto [wants_input, wants_weight, wants_bias, wants_gamma, wants_beta] = output_mask;
   const bool wants_z = wants_input || wants_weight || wants_bias;
   Tensor z = convolution.run(input, weight, bias);
-  Tensor grad_gamma = per_channel(z, gamma ? gamma->scalar_type() : save_mean.scalar_type());
-  Tensor grad_beta = at::empty_like(grad_gamma);
-  ops::batchnorm_backward_out(grad_output, z, gamma, save_mean, save_invstd, training,
-                              {wants_z, wants_gamma, wants_beta}, z, grad_gamma, grad_beta);
-  Tensor grad_input;
-  Tensor grad_weight;
-  Tensor grad_bias;
-  if (wants_z) {
-    std::tie(grad_input, grad_weight, grad_bias) =
-        convolution.gradients(z, input, weight, {wants_input, wants_weight, wants_bias});
+  const composite::Norm norm{gamma, beta, training, activation, slope};
+  Tensor dgamma;
+  Tensor dbeta;
+  if (norm.plain()) {
+    dgamma = per_channel(z, gamma ? gamma->scalar_type() : save_mean.scalar_type());
+    dbeta = at::empty_like(dgamma);
+    ops::batchnorm_backward_out(grad_output, z, gamma, save_mean, save_invstd, training,
+                                {wants_z, wants_gamma, wants_beta}, z, dgamma, dbeta);
+  } else {
+    std::tie(z, dgamma, dbeta) =
+        norm.backward(grad_output, z, save_mean, save_invstd, {wants_z, wants_gamma, wants_beta});
   }
-  return {grad_input, grad_weight, grad_bias, wants_gamma ? grad_gamma : Tensor(), wants_beta ? grad_beta : Tensor()};
+  Tensor dx;
+  Tensor dw;
+  Tensor db;
+  if (wants_z) std::tie(dx, dw, db) = convolution.gradients(z, input, weight, {wants_input, wants_weight, wants_bias});
+  return {dx, dw, db, wants_gamma ? dgamma : Tensor(), wants_beta ? dbeta : Tensor()};
 }
 
 }  // namespace
