@@ -480,13 +480,30 @@ def test_folds_all_53_of_resnet_50() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
-def test_folds_conv_batch_norm() -> None:
-    model = infer(nn.Sequential(my_ops.ConvBatchNorm2d(CHANNELS, 4, 3, bias=True), nn.ReLU()))
+@pytest.mark.parametrize(("activation", "becomes"), [("identity", nn.Identity), ("elu", nn.ELU)])
+def test_folds_modules_of_ours(activation: str, becomes: type[nn.Module]) -> None:
+    one = my_ops.ConvBatchNorm2d(CHANNELS, 4, 3, bias=True, activation=activation, slope=0.5)
+    other = my_ops.BatchNormAct2d(5, activation=activation, slope=0.5)
+    model = infer(nn.Sequential(one, nn.Conv2d(4, 5, 1), other))
     x = images()
     want = copy.deepcopy(model).double()(x.double())
     my_ops.fuse_conv_bn(model)
-    assert list(model.state_dict()) == ["0.conv.weight", "0.conv.bias"]
+    assert [*model.state_dict()] == ["0.conv.weight", "0.conv.bias", "1.weight", "1.bias"]
+    assert type(model[0].norm) is type(model[2]) is becomes
     torch.testing.assert_close(model(x).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_norm_with_a_residual_is_not_folded() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(CHANNELS, CHANNELS, 1), my_ops.BatchNormAct2d(CHANNELS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x), residual=x)
+
+    model = my_ops.fuse_conv_bn(infer(Residual()))
+    assert type(model.norm) is my_ops.BatchNormAct2d
 
 
 def test_training_mode_is_refused() -> None:

@@ -1,7 +1,8 @@
-"""Convolution and batch norm as one module, which keeps one tensor for the backward pass instead of two."""
+"""Convolution, batch norm and activation as one module, which keeps one tensor for the backward pass instead of two."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from . import modules
+from . import fused, modules
 
 __all__ = ["ConvBatchNorm1d", "ConvBatchNorm2d", "ConvBatchNorm3d"]
 
@@ -21,6 +22,7 @@ class _ConvBatchNorm(nn.Module):
 
     _conv: ClassVar[type[_ConvNd]]
     _norm: ClassVar[type[_BatchNorm]]
+    _act: ClassVar[type[Any]]
     conv: _ConvNd
     norm: _BatchNorm
 
@@ -41,21 +43,27 @@ class _ConvBatchNorm(nn.Module):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str = "identity",
+        slope: float | None = None,
     ) -> None:
         super().__init__()
         shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         self.conv = self._conv(*shape, bias, padding_mode, device, dtype)  # type: ignore[arg-type]
-        self.norm = self._norm(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
+        make = self._norm if activation == "identity" else partial(self._act, activation=activation, slope=slope)
+        self.norm = make(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
 
     @classmethod
     def of(cls, conv: _ConvNd, norm: _BatchNorm) -> Self:
-        """A module of these two, which keep their parameters, buffers and modes; a batch norm of torch's or of ours.
+        """A module of these two, which keep their parameters, buffers and modes; a batch norm of torch's or ours.
+
+        A ``BatchNormAct`` brings its activation along.
 
         Raises TypeError for other classes (subclasses included, whose behaviour may not be that of a convolution or of
         batch norm) and ValueError for channels that do not go together.
         """
         torchs = cls._norm.__mro__[2]
-        if type(conv) is not cls._conv or type(norm) not in (cls._norm, torchs):
+        if type(conv) is not cls._conv or type(norm) not in (cls._norm, cls._act, torchs):
             wanted = f"{cls._conv.__name__} and {cls._norm.__name__}"
             raise TypeError(
                 f"{cls.__name__}.of: expected {wanted}, got {type(conv).__name__} and {type(norm).__name__}"
@@ -92,6 +100,8 @@ class _ConvBatchNorm(nn.Module):
             norm.momentum,
             norm.eps,
             norm.num_batches_tracked if norm.training and not untracked else None,
+            getattr(norm, "activation", "identity"),
+            getattr(norm, "slope", 0.0),
         )[0]
 
 
@@ -118,21 +128,23 @@ class ConvBatchNorm1d(_ConvBatchNorm):
     running statistics and dtypes are those of the two modules one after the other, under autocast too.
 
     Arguments are those of :class:`torch.nn.Conv1d` (``bias`` off by default, as batch norm takes it away again), then
-    those of :class:`torch.nn.BatchNorm1d`. The two are the children ``conv`` and ``norm``, so that ``state_dict`` has
-    ``conv.weight``, ``norm.weight``, ``norm.running_mean`` and so on; hooks of these children do not run. With
-    ``padding_mode`` other than zeros, or ``padding="same"`` that is uneven, what is kept is the padded input.
+    those of :class:`torch.nn.BatchNorm1d`, then ``activation`` and ``slope`` as in
+    :func:`my_ops.functional.batch_norm_act`: with an activation, nothing more is kept. The two are the children ``conv``
+    and ``norm``, so that ``state_dict`` has ``conv.weight``, ``norm.weight``, ``norm.running_mean`` and so on; hooks of
+    these children do not run. With ``padding_mode`` other than zeros, or ``padding="same"`` that is uneven, what is
+    kept is the padded input.
     """
 
-    _conv, _norm = nn.Conv1d, modules.BatchNorm1d
+    _conv, _norm, _act = nn.Conv1d, modules.BatchNorm1d, fused.BatchNormAct1d
 
 
 class ConvBatchNorm2d(_ConvBatchNorm):
     """As :class:`ConvBatchNorm1d`, of ``Conv2d`` and ``BatchNorm2d``: ``[N, C_in, H, W]``, any memory layout."""
 
-    _conv, _norm = nn.Conv2d, modules.BatchNorm2d
+    _conv, _norm, _act = nn.Conv2d, modules.BatchNorm2d, fused.BatchNormAct2d
 
 
 class ConvBatchNorm3d(_ConvBatchNorm):
     """As :class:`ConvBatchNorm1d`, of ``Conv3d`` and ``BatchNorm3d``: ``[N, C_in, D, H, W]``, any memory layout."""
 
-    _conv, _norm = nn.Conv3d, modules.BatchNorm3d
+    _conv, _norm, _act = nn.Conv3d, modules.BatchNorm3d, fused.BatchNormAct3d

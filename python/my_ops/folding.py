@@ -8,8 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from . import conv, modules, tracing
-from .fusion import fuse_activations, unfuse_activations
+from . import conv, fused, modules, tracing
+from .fusion import activation_module, fuse_activations, unfuse_activations
 
 __all__ = ["fuse_conv_bn"]
 
@@ -20,6 +20,7 @@ _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(modules.BatchNorm1d, modules.BatchNorm2d, modules.BatchNorm3d),
 )
+_ACTS = (fused.BatchNormAct1d, fused.BatchNormAct2d, fused.BatchNormAct3d)
 _BOTH = (conv.ConvBatchNorm1d, conv.ConvBatchNorm2d, conv.ConvBatchNorm3d)
 
 
@@ -28,7 +29,7 @@ def fuse_conv_bn(model: _Model) -> _Model:
 
     With ``scale = gamma / sqrt(running_var + eps)``, computed in float64 and rounded once, the convolution takes the
     weight ``weight * scale`` and the bias ``(bias - running_mean) * scale + beta``; the batch norm becomes an
-    ``nn.Identity`` of the same name, and its parameters and buffers are gone.
+    ``nn.Identity`` of the same name (a ``BatchNormAct`` its activation), and its parameters and buffers are gone.
 
     Folded are ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` without groups and ``nn.Linear`` (for input ``[N, C]``)
     before a batch norm of torch's or of ours, in any module that ``torch.fx`` can trace, however deep, and
@@ -55,7 +56,7 @@ def fuse_conv_bn(model: _Model) -> _Model:
             if type(module) in _BOTH and _can_fold(module.conv, module.norm, owners):
                 _fold(module.conv, module.norm)
                 _become(module, nn.Sequential(OrderedDict(conv=module.conv, norm=module.norm)))
-        elif any(type(part) in _NORMS for part in module.modules()):
+        elif any(isinstance(part, _BatchNorm) for part in module.modules()):
             for linear, norm in _pairs(module, owners):
                 _fold(linear, norm)
     if unfused:
@@ -71,7 +72,7 @@ def _pairs(module: nn.Module, owners: Counter[int]) -> list[tuple[nn.Module, nn.
     calls = Counter(called.values())
     pairs = []
     for node, norm in called.items():
-        before = node.args[0] if len(node.args) == 1 else None
+        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         linear = called.get(before) if isinstance(before, fx.Node) and len(before.users) == 1 else None
         if linear is not None and calls[linear] == calls[norm] == 1 and _can_fold(linear, norm, owners):
             pairs.append((linear, norm))
@@ -79,7 +80,9 @@ def _pairs(module: nn.Module, owners: Counter[int]) -> list[tuple[nn.Module, nn.
 
 
 def _can_fold(linear: Any, norm: Any, owners: Counter[int]) -> bool:
-    if type(linear) not in _LINEAR or type(norm) not in _NORMS or norm.running_mean is None or norm.running_var is None:
+    if type(linear) not in _LINEAR or type(norm) not in (*_NORMS, *_ACTS):
+        return False
+    if norm.running_mean is None or norm.running_var is None:
         return False
     channels = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
     if channels != norm.num_features or (isinstance(linear, _ConvTransposeNd) and linear.groups > 1):
@@ -98,7 +101,7 @@ def _fold(linear: Any, norm: Any) -> None:
     weight, bias = fuse_conv_bn_weights(wide(old), wide(linear.bias), *statistics, transposed)
     linear.weight = nn.Parameter(weight.detach().to(old.dtype), old.requires_grad)
     linear.bias = nn.Parameter(bias.detach().to(old.dtype), old.requires_grad)
-    _become(norm, nn.Identity())
+    _become(norm, activation_module(norm.activation, norm.slope) if isinstance(norm, _ACTS) else nn.Identity())
 
 
 def _become(module: nn.Module, other: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from . import fused, modules, tracing
 
-__all__ = ["fuse_activations", "unfuse_activations"]
+__all__ = ["activation_module", "fuse_activations", "unfuse_activations"]
 
 
 class _AnyResidual(nn.Module):
@@ -32,7 +32,9 @@ class _AnyResidual(nn.Module):
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
             output: Tensor = super().forward(input, residual)
             return output
-        return _apart(self.activation, self.slope, modules._Forward.forward(self, input) + residual)  # type: ignore[arg-type]
+        value = modules._Forward.forward(self, input) + residual  # type: ignore[arg-type]
+        output = activation_module(self.activation, self.slope)(value)
+        return output
 
 
 class FusedBatchNorm1d(_AnyResidual, fused.BatchNormAct1d):
@@ -82,15 +84,17 @@ _ADDITIONS = (operator.add, torch.add, "add")
 _ADDITIONS_IN_PLACE = (operator.iadd, "add_")
 
 
-def _apart(activation: str, slope: float, value: Tensor) -> Tensor:
-    functions: dict[str, Callable[[], Tensor]] = {
-        "relu": lambda: F.relu(value),
-        "leaky_relu": lambda: F.leaky_relu(value, slope),
-        "elu": lambda: F.elu(value, slope),
-        "silu": lambda: F.silu(value),
-        "gelu_tanh": lambda: F.gelu(value, approximate="tanh"),
+def activation_module(name: str, slope: float) -> nn.Module:
+    """The inverse of the table above."""
+    modules: dict[str, nn.Module] = {
+        "identity": nn.Identity(),
+        "relu": nn.ReLU(),
+        "leaky_relu": nn.LeakyReLU(slope),
+        "elu": nn.ELU(slope),
+        "silu": nn.SiLU(),
+        "gelu_tanh": nn.GELU(approximate="tanh"),
     }
-    return functions[activation]()
+    return modules[name]
 
 
 @dataclass(frozen=True)

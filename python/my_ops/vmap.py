@@ -164,21 +164,21 @@ _instance_backward = _Rule(
     "instancenorm_backward", (_IMAGE, _IMAGE, _VECTOR, _IMAGE, _IMAGE, _OTHER), (_IMAGE, _VECTOR, _VECTOR)
 )
 
-_conv = (_IMAGE, _WEIGHT, _VECTOR, _VECTOR)  # input, weight, bias, gamma
+_conv = (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR)  # input, weight, bias, gamma, beta
 _geometry = (_OTHER, _OTHER, _OTHER, _GROUPS)  # stride, padding, dilation, groups
 _conv_training = _Rule(
     "conv_batchnorm_forward",
-    (*_conv, _VECTOR, _STATE, _STATE, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (*_conv, _STATE, _STATE, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
     (_IMAGE, _VECTOR, _VECTOR),
 )
 _conv_eval = _Rule(
     "conv_batchnorm_forward",
-    (*_conv, _VECTOR, _VECTOR, _VECTOR, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (*_conv, _VECTOR, _VECTOR, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
     (_IMAGE, _VECTOR, _VECTOR),
 )
 _conv_backward = _Rule(
     "conv_batchnorm_backward",
-    (_IMAGE, *_conv, _VECTOR, _VECTOR, *_geometry, _OTHER, _OTHER),
+    (_IMAGE, *_conv, _VECTOR, _VECTOR, *_geometry),
     (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR),
 )
 

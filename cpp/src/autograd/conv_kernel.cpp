@@ -59,7 +59,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
-    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
   plan::check_not_differentiable("conv_batchnorm_forward", running_mean, running_var);
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   if (any_tangent(input, weight, bias, gamma, beta)) {

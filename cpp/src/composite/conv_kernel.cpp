@@ -26,7 +26,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
-    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   plan::check_convolution("conv_batchnorm_forward", input, weight, bias, convolution);
   Tensor z = convolution.run(input, weight, bias);
