@@ -3,6 +3,7 @@
 Importing this package loads the native library and registers the operators ``torch.ops.my_ops.*``.
 """
 
+from ._library import find as _find
 from ._library import load as _load
 
 __version__ = _load(__path__)["version"]
@@ -13,6 +14,9 @@ from .convert import convert_batchnorm, revert_batchnorm
 from .functionalization import register as _register_functionalization
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .vmap import register as _register_vmap_rules
+
+#: Where CMake's ``find_package(my_ops)`` finds the C++ package that comes with this one: for ``CMAKE_PREFIX_PATH``.
+cmake_prefix_path: str = str(_find(__path__))
 
 _register_functionalization()
 _register_vmap_rules()
@@ -25,6 +29,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "__version__",
+    "cmake_prefix_path",
     "convert_batchnorm",
     "functional",
     "revert_batchnorm",
