@@ -17,6 +17,11 @@ import outside
 
 # The names that users link against. Arguments are part of them, so changing a signature is changing the interface.
 EXPORTED = {
+    "my_ops::ops::all_gather",
+    "my_ops::ops::instancenorm_backward",
+    "my_ops::ops::instancenorm_forward",
+    "my_ops::ops::reduce_scatter",
+    "my_ops::ops::sync_batchnorm_apply",
     "my_ops::build_info",
     "my_ops::cpu_capability",
     "my_ops::ops::batchnorm_apply",

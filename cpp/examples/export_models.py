@@ -95,7 +95,7 @@ def write_resnet50(folder: Path) -> None:
     photographs = torch.randn(32, 3, 224, 224)
     model = with_statistics(resnet50(), photographs[:8])
     for count in (1, 8, 32):
-        torch.save([photographs[:count]], folder / f"batch_{count}.pt")
+        torch.save([photographs[:count].clone()], folder / f"batch_{count}.pt")
     script(model).save(folder / "resnet50_native.pt")
     torch.jit.freeze(script(model)).save(folder / "resnet50_folded.pt")
     script(my_ops.convert_batchnorm(model)).save(folder / "resnet50.pt")

@@ -1,12 +1,16 @@
-// Many threads share one model of my_ops, and in turns the same model with torch's batch norm:
+// Threads share one model of my_ops, and in turns the same model with torch's batch norm:
 //
 //   load_test MODEL NATIVE INPUTS CALLS THREADS...
 //
 // MODEL, NATIVE: TorchScript of one network. INPUTS: a list of tensors by torch.save. For each number of THREADS, CALLS
-// calls of each model go through the inputs, in rounds that alternate between the two. Every output must have the bits
-// that one thread computed before. Prints a line of JSON per number of threads: calls and images per second of both,
-// the bytes in use and the resident ones after the first and after the last round, and how many outputs were wrong.
-// Fails if an output was wrong, or if the bytes in use grow with the number of calls.
+// calls of each model go through the inputs, in rounds that alternate between the two. The threads share the cores (or
+// OMP_NUM_THREADS of them): one thread has all of them for its operators, and the largest throughput of single calls.
+//
+// Prints a line of JSON per number of threads: images per second of both, bytes in use and bytes resident after the
+// first and after the last round, and how many outputs were wrong: not bit for bit what one thread had computed before.
+// Fails if any was, or if the bytes in use grow with the number of calls.
+//
+// It calls nothing of my_ops by name: being linked to my_ops::my_ops is what lets it run the models.
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <malloc.h>
@@ -43,13 +47,21 @@ Memory memory() {
   return {static_cast<int64_t>(info.uordblks + info.hblkhd), resident * sysconf(_SC_PAGESIZE)};
 }
 
+int cores_of_each(int threads) { return std::max(1, kCores / threads); }
+
 class Load {
  public:
   Load(const std::string& model, const Tensors& inputs) : module_(torch::jit::load(model)), inputs_(inputs) {
     module_.eval();
+  }
+
+  // What one thread computes, with as many cores as each of `threads` will have.
+  const Tensors& prepare(int threads) {
     const c10::InferenceMode inference;
-    at::set_num_threads(1);
+    at::set_num_threads(cores_of_each(threads));
+    wanted_.clear();
     for (const at::Tensor& input : inputs_) wanted_.push_back(run(input));
+    return wanted_;
   }
 
   // Images per second of `threads` threads that share `calls` calls.
@@ -65,7 +77,6 @@ class Load {
     return static_cast<double>(images) / seconds.count();
   }
 
-  const Tensors& wanted() const { return wanted_; }
   int64_t wrong() const { return wrong_; }
 
  private:
@@ -73,7 +84,7 @@ class Load {
 
   int64_t work(int threads, int number, int64_t calls) {
     const c10::InferenceMode inference;
-    at::set_num_threads(std::max(1, kCores / threads));
+    at::set_num_threads(cores_of_each(threads));
     int64_t images = 0;
     for (int64_t call = number; call < calls; call += threads) {
       const size_t which = static_cast<size_t>(call / threads + number) % inputs_.size();
@@ -96,6 +107,14 @@ double median(std::vector<double> values) {
 
 // One line of the report; whether all is well.
 bool measure(Load& ours, Load& native, int threads, int64_t calls) {
+  const Tensors& wanted = ours.prepare(threads);
+  const Tensors& natives = native.prepare(threads);
+  for (size_t index = 0; index < wanted.size(); ++index) {
+    if (!wanted[index].allclose(natives[index], 1e-4, 1e-4)) {
+      throw std::runtime_error("the two models differ on input " + std::to_string(index));
+    }
+  }
+
   std::array<std::vector<double>, 2> rates;
   Memory first;
   for (int64_t round = 0; round < kRounds; ++round) {
@@ -125,11 +144,6 @@ int main(int count, char** arguments) {
     const Tensors inputs = read_tensors(arguments[3]);
     Load ours(arguments[1], inputs);
     Load native(arguments[2], inputs);
-    for (size_t index = 0; index < inputs.size(); ++index) {
-      if (!ours.wanted()[index].allclose(native.wanted()[index], 1e-4, 1e-4)) {
-        throw std::runtime_error("the two models differ on input " + std::to_string(index));
-      }
-    }
     bool well = true;
     for (int index = 5; index < count; ++index) {
       well &= measure(ours, native, std::stoi(arguments[index]), std::stoll(arguments[4]));

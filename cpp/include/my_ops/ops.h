@@ -102,21 +102,30 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out);
 
+/// batchnorm_apply where mean, invstd and the total `count` [1] are those of a batch that is spread over the
+/// `group_size` processes of the torch.distributed group `group_name`: its gradient takes in the other processes'
+/// parts.
 Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
                             std::string group_name);
 
+/// [R, ...]: the parts [...] of all R = `group_size` processes, in the order of the ranks.
 Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name);
 
+/// [...]: the sum over all processes of their parts [R, ...] for this one. The derivative of all_gather.
 Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group_name);
 
+/// Batch normalization of every image by itself, with its own mean and variance per channel. Running statistics move
+/// towards the means over N. Returns the output, and mean and 1 / sqrt(var + eps), [N, C] of the accumulation dtype.
 std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
                                                         const OptionalTensor& beta, const OptionalTensor& running_mean,
                                                         const OptionalTensor& running_var, double momentum, double eps);
 
+/// Gradients of instancenorm_forward's output, as batchnorm_backward gives them.
 std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
                                                          const OptionalTensor& gamma, const Tensor& save_mean,
-                                                         const Tensor& save_invstd, OutputMask output_mask);
+                                                         const Tensor& save_invstd,
+                                                         OutputMask output_mask = {true, true, true});
 
 }  // namespace my_ops::ops
 #pragma GCC visibility pop
