@@ -79,12 +79,27 @@ def test_ranks_and_dtypes(tmp_path: Path, shape: tuple[int, ...], precision: tor
     torch.testing.assert_close(run(path, x), norm(x).detach(), rtol=tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_instance_norm(tmp_path: Path, affine: bool) -> None:
+    norm = my_ops.InstanceNorm2d(4, affine=affine).eval()
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    path = tmp_path / "norm.onnx"
+    export(norm, (torch.randn(2, 4, 5, 6),), str(path), dynamic_shapes={"input": {0: torch.export.Dim("batch")}})
+    x = activations((3, 4, 5, 6), torch.float32, "cpu")
+    torch.testing.assert_close(run(path, x), norm(x).detach(), rtol=1e-5, atol=1e-5)
+
+
 def test_training_is_refused() -> None:
     message = r"^batchnorm_forward: expected training False for ONNX, got True: call model.eval\(\) first$"
     with pytest.raises(ValueError, match=message):
         export(my_ops.BatchNorm2d(3), (torch.randn(2, 3, 4, 4),))
     with pytest.raises(ValueError, match=message):
         export(my_ops.BatchNorm2d(3, track_running_stats=False).eval(), (torch.randn(2, 3, 4, 4),))
+    message = r"^instancenorm_forward: expected no running statistics for ONNX, got some: call model.eval\(\) first$"
+    with pytest.raises(ValueError, match=message):
+        export(my_ops.InstanceNorm2d(3, track_running_stats=True), (torch.randn(2, 3, 4, 4),))
 
 
 def test_operators_of_training_are_refused() -> None:

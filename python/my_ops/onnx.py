@@ -25,8 +25,8 @@ def export(
 ) -> torch.onnx.ONNXProgram:
     """``torch.onnx.export(dynamo=True)`` for models with operators of ``my_ops``.
 
-    Every operator of inference becomes a BatchNormalization with the same tensors as inputs. (torch's own export cannot
-    do that with a translation table: it hides operators that may write to an argument from the table.)
+    Batch norm becomes BatchNormalization with the same tensors as inputs, and instance norm what torch's becomes. (torch's
+    own export cannot do that with a translation table: it hides operators that may write to an argument from the table.)
 
     Args:
         model: in eval mode, or with statistics that training does not write.
@@ -67,12 +67,34 @@ def _translate(graph: Graph, node: Node) -> None:
 def _forward(graph: Graph, node: Node, arguments: dict[str, Any]) -> None:
     if arguments["training"]:
         raise ValueError("batchnorm_forward: expected training False for ONNX, got True: call model.eval() first")
-    if any(user.args[1] != 0 and user.users for user in node.users):
-        raise ValueError("batchnorm_forward: expected only its output to be used for ONNX, got uses of its statistics")
+    _check_users("batchnorm_forward", node)
     tensors = [arguments[name] for name in ("input", "gamma", "beta", "running_mean", "running_var")]
     node.target = _native
     node.args = (*tensors, 0.0, arguments["eps"])  # 0: the momentum, which inference does not read
     node.kwargs = {}
+
+
+def _instance(graph: Graph, node: Node, arguments: dict[str, Any]) -> None:
+    """Group normalization, with a group for every channel."""
+    if arguments["running_mean"] is not None or arguments["running_var"] is not None:
+        raise ValueError(
+            "instancenorm_forward: expected no running statistics for ONNX, got some: call model.eval() first"
+        )
+    _check_users("instancenorm_forward", node)
+    input = arguments["input"]
+    rest = (input.meta["val"].shape[1], arguments["gamma"], arguments["beta"], arguments["eps"], False)
+    output = graph.call_function(torch.ops.aten.group_norm.default, (input, *rest))
+    output.meta["val"] = node.meta["val"][0]
+    for user in list(node.users):
+        user.replace_all_uses_with(output)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _check_users(name: str, node: Node) -> None:
+    """ATen's inference returns no statistics."""
+    if any(user.args[1] != 0 and user.users for user in node.users):
+        raise ValueError(f"{name}: expected only its output to be used for ONNX, got uses of its statistics")
 
 
 def _apply(graph: Graph, node: Node, arguments: dict[str, Any]) -> None:
@@ -92,4 +114,5 @@ def _apply(graph: Graph, node: Node, arguments: dict[str, Any]) -> None:
 _TRANSLATIONS: dict[torch._ops.OpOverload, Callable[[Graph, Node, dict[str, Any]], None]] = {
     _ops.batchnorm_forward.default: _forward,
     _ops.batchnorm_apply.default: _apply,
+    _ops.instancenorm_forward.default: _instance,
 }
