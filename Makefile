@@ -64,7 +64,7 @@ docs: $(package) ## build the documentation, in build/docs; a warning is an erro
 
 wheel: $(environment) ## build a wheel in dist/, with the torch that it fits in its name
 	$(python) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist . \
-	  -C wheel.build-tag=1torch$$($(python) -c 'import torch; print(torch.__version__.replace("-", "."))')
+	  -C wheel.build-tag=1torch$$($(python) -c 'import torch; print(torch.__version__)')
 
 release-check: $(environment) ## from a clean clone: source distribution, its wheel, that in a fresh environment; docs
 	PYTHON=$(abspath $(shell command -v $(python))) .ci/release_check

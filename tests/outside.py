@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "cpp" / "examples"
 _PROJECT = ROOT / "tests" / "cpp" / "outside"
 _FOLDER = ROOT / "build" / f"outside-{torch.__version__}"
-TORCH = Path(torch.__path__[0])
 
 
 def _needs(*tools: str) -> None:
@@ -48,7 +47,7 @@ def configure(source: Path, build: Path, *options: str) -> subprocess.CompletedP
 def programs() -> dict[str, Path]:
     """The examples and check_api by name, built with little optimization."""
     build = _FOLDER / "build"
-    options = [f"-DCMAKE_PREFIX_PATH={prefix()}", f"-DMY_OPS_TORCH_DIR={TORCH}"]
+    options = [f"-DCMAKE_PREFIX_PATH={prefix()}", f"-DMY_OPS_TORCH_DIR={torch.__path__[0]}"]
     done = configure(_PROJECT, build, *options, "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Wall -Werror")
     assert done.returncode == 0, done.stdout + done.stderr
     done = subprocess.run(["cmake", "--build", str(build), "--parallel", "2"], capture_output=True, text=True)

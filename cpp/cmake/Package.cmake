@@ -9,12 +9,18 @@ set(_package "${CMAKE_CURRENT_BINARY_DIR}/package")
 configure_file(cmake/my_opsConfig.cmake.in "${_package}/my_opsConfig.cmake" @ONLY)
 write_basic_package_version_file("${_package}/my_opsConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
 
-# Where the library looks for torch if it is loaded first: in a wheel, beside its package; else where it is now.
+# Where the library looks for torch, and for the CUDA runtime that torch's wheels bring, if it is loaded before them:
+# in a wheel beside its own package, else where they are now.
 if(SKBUILD)
-  set_target_properties(my_ops PROPERTIES INSTALL_RPATH "$ORIGIN/../../torch/lib")
+  set(_packages "$ORIGIN/../..")
 else()
-  set_target_properties(my_ops PROPERTIES INSTALL_RPATH "${MY_OPS_TORCH_DIR}/lib")
+  set(_packages "${MY_OPS_TORCH_DIR}/..")
 endif()
+set(_rpath "${_packages}/torch/lib")
+if(MY_OPS_WITH_CUDA)
+  list(APPEND _rpath "${_packages}/nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib")
+endif()
+set_target_properties(my_ops PROPERTIES INSTALL_RPATH "${_rpath}")
 
 function(my_ops_install root)
   install(TARGETS my_ops LIBRARY DESTINATION "${root}lib" ${ARGN})

@@ -26,7 +26,7 @@ def export(
     """``torch.onnx.export(dynamo=True)`` for models with operators of ``my_ops``.
 
     Batch norm becomes BatchNormalization with the same tensors as inputs, and instance norm what torch's becomes.
-    (torch's own export cannot do that with a translation table: operators that may write to an argument never reach it.)
+    (torch's own export cannot do that by a translation table: operators that may write to an argument do not reach it.)
 
     Args:
         model: in eval mode, or with statistics that training does not write.
