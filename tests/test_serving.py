@@ -54,8 +54,8 @@ def test_torchscript(model: str, tmp_path: Path) -> None:
             torch.testing.assert_close(output, native(input), rtol=1e-4, atol=1e-5)
 
 
-def test_optimize_for_inference(tmp_path: Path) -> None:
-    """Converts the convolutions, and keeps the operator; the result can be saved and served."""
+def test_optimize_for_inference() -> None:
+    """Converts the convolutions, and keeps the operator."""
     scripted = script("scripted.pt")
     optimized = torch.jit.optimize_for_inference(scripted)
     assert "my_ops::batchnorm_forward" in str(optimized.graph)
