@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from profiling import allocator
+from profiling import allocator, terminal, trace_cli
 from profiling.allocator import Allocator
-
-if TYPE_CHECKING:
-    import torch
+from profiling.terminal import Device, Malloc, Threads
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice)")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Malloc = Annotated[Allocator, typer.Option(help="keep: malloc keeps freed blocks; default: glibc as it comes")]
 
 
 @app.callback()
@@ -44,11 +35,11 @@ def compare(
     Exit code 1 if a result of ours is further from float64 than rounding explains.
     """
     allocator.run_under(malloc)
-    console = _console()
-    folder = output or Path("compare-report", _now())
+    console = terminal.console()
+    folder = output or Path("compare-report", terminal.now())
     if folder.exists():
         raise typer.BadParameter(f"{folder} exists already", param_hint="--output")
-    chosen = _load_my_ops(threads, device)
+    chosen = terminal.load_my_ops(threads, device)
 
     from dataclasses import replace
 
@@ -100,8 +91,8 @@ def benchmark(
     Exit code 1 if a result of ours is further from float64 than rounding explains; such a row is not timed.
     """
     allocator.run_under(malloc)
-    console = _console()
-    chosen = _load_my_ops(threads, device)
+    console = terminal.console()
+    chosen = terminal.load_my_ops(threads, device)
 
     from profiling import benchmark, suite_tables, tables
 
@@ -110,7 +101,7 @@ def benchmark(
         directions = benchmark.select_directions(direction)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
+    path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{terminal.now()}.json"
     peers = benchmark.implementations(compiled, onednn, chosen)
     suite = benchmark.run(
         tasks, directions, peers, seconds, chosen, console, keep=lambda suite: benchmark.write(suite, path)
@@ -123,33 +114,5 @@ def benchmark(
         raise typer.Exit(1)
 
 
-def _load_my_ops(threads: int | None, device: str) -> torch.device:
-    """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars
-    import torch
-
-    try:
-        import my_ops  # noqa: F401
-    except ImportError as error:
-        mend = "" if "run " in str(error) else ": run 'make build'"  # the package names the mend itself
-        Console(stderr=True).print(f"[bold red]my_ops cannot be imported:[/] {error}{mend}", soft_wrap=True)
-        raise typer.Exit(2) from error
-
-    from profiling import machine
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        return machine.choose_device(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from error
-
-
-def _console() -> Console:
-    """The terminal; a file or a pipe has no width of its own and gets one that the tables fit in."""
-    console = Console()
-    return console if console.is_terminal else Console(width=150)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+for _command in trace_cli.app.registered_commands:
+    app.registered_commands.append(_command)

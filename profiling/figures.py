@@ -61,19 +61,19 @@ def times(measurements: Sequence[Measurement]) -> Figure:
     """A panel per direction, a pair of bars per shape: multiples of a copy."""
     directions = list(dict.fromkeys(m.direction for m in measurements))
     rows = len(measurements) // len(directions)
-    return _figure(12, 1.2 + 0.42 * rows, lambda figure: _draw_times(figure, measurements))
+    return drawn(12, 1.2 + 0.42 * rows, lambda figure: _draw_times(figure, measurements))
 
 
 def errors(findings: Sequence[Finding]) -> Figure:
-    return _figure(9, 3.6, lambda figure: _draw_errors(figure.subplots(), findings))
+    return drawn(9, 3.6, lambda figure: _draw_errors(figure.subplots(), findings))
 
 
 def losses(runs: Sequence[Run]) -> Figure:
-    return _figure(9, 3.2, lambda figure: _draw_losses(figure.subplots(), runs))
+    return drawn(9, 3.2, lambda figure: _draw_losses(figure.subplots(), runs))
 
 
 def split(recordings: Sequence[Recording]) -> Figure:
-    return _figure(12, 2.2, lambda figure: _draw_split(figure.subplots(), recordings))
+    return drawn(12, 2.2, lambda figure: _draw_split(figure.subplots(), recordings))
 
 
 def overview(comparison: Comparison) -> Figure:
@@ -95,7 +95,7 @@ def overview(comparison: Comparison) -> Figure:
             horizontalalignment="left",
         )
 
-    return _figure(13, 9, draw)
+    return drawn(13, 9, draw)
 
 
 def to_svg(figure: Figure, name: str) -> str:
@@ -109,11 +109,18 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def to_png(figure: Figure, path: Path) -> None:
+    path.write_bytes(as_png(figure))
+
+
+def as_png(figure: Figure) -> bytes:
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=150, facecolor="white")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
 
 
-def _figure(width: float, height: float, draw: Callable[[Figure], None]) -> Figure:
+def drawn(width: float, height: float, draw: Callable[[Figure], None]) -> Figure:
+    """A figure of so many inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         draw(figure)
