@@ -177,10 +177,10 @@ def _memory(trace: Trace, step: Interval) -> Memory | None:
         return None
     chosen = max(devices)  # the GPU's, where there is one
     of_device = [each for each in trace.allocations if each.device == chosen]
-    inside = [each for each in of_device if step.start <= each.start <= step.end]
+    inside = traces.during(of_device, step)
     every = max(1, math.ceil(len(inside) / _MOST_POINTS))
     highest = [max(inside[i : i + every], key=lambda a: a.total) for i in range(0, len(inside), every)]
-    of_steps = (a.total for a in of_device for s in trace.steps if s.start <= a.start <= s.end)
+    of_steps = (each.total for any_step in trace.steps for each in traces.during(of_device, any_step))
     return Memory(
         device="CPU" if chosen == 0 else "GPU",
         curve=tuple((each.start - step.start, each.total) for each in highest),

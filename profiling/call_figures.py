@@ -10,13 +10,13 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from profiling import differences, figures
+from profiling import differences
 from profiling.analysis import BATCH_NORM
 from profiling.breakdown import Breakdown, Span
 from profiling.calls import Site
 from profiling.differences import Difference
-from profiling.figures import COLOURS, INK
 from profiling.operators import BACKWARD, FORWARD, INFERENCE
+from profiling.plots import COLOURS, INK, drawn
 
 _OTHERS = ("#5577aa", "#aa6699", "#88803c")  # of traces that are called neither ours nor native
 _MARKERS = {FORWARD: "o", BACKWARD: "s", INFERENCE: "^"}
@@ -48,15 +48,15 @@ def layers(found: Sequence[Breakdown], difference: Difference | None) -> Figure:
 
 
 def roofline(found: Sequence[Breakdown]) -> Figure:
-    return figures.drawn(9, 5, lambda figure: _draw_roofline(figure.subplots(), found))
+    return drawn(9, 5, lambda figure: _draw_roofline(figure.subplots(), found))
 
 
 def timeline(found: Sequence[Breakdown]) -> Figure:
-    return figures.drawn(12, 1.6 + 0.7 * len(found), lambda figure: _draw_timeline(figure, found))
+    return drawn(12, 1.6 + 0.7 * len(found), lambda figure: _draw_timeline(figure, found))
 
 
 def memory(found: Sequence[Breakdown]) -> Figure:
-    return figures.drawn(9, 3.4, lambda figure: _draw_memory(figure.subplots(), found))
+    return drawn(9, 3.4, lambda figure: _draw_memory(figure.subplots(), found))
 
 
 def overview(found: Sequence[Breakdown], difference: Difference | None, title: str) -> Figure:
@@ -74,7 +74,7 @@ def overview(found: Sequence[Breakdown], difference: Difference | None, title: s
         _draw_roofline(right, found)
         figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, horizontalalignment="left")
 
-    return figures.drawn(13, 6 + 0.08 * rows, draw)
+    return drawn(13, 6 + 0.08 * rows, draw)
 
 
 def plain(text: str) -> str:
@@ -83,7 +83,7 @@ def plain(text: str) -> str:
 
 
 def _rows(count: int, draw: Callable[[Axes], None]) -> Figure:
-    return figures.drawn(9, 1.5 + 0.2 * count, lambda figure: draw(figure.subplots()))
+    return drawn(9, 1.5 + 0.2 * count, lambda figure: draw(figure.subplots()))
 
 
 def _layer_labels(sites: Iterable[Site]) -> list[str]:

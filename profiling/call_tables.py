@@ -42,9 +42,9 @@ def limit(found: Breakdown) -> float | None:
     return sum(time * share for time, share in known) / sum(time for time, _ in known) if known else None
 
 
-def sites(found: Breakdown) -> Table:
+def sites(found: Breakdown, brief: bool = False) -> Table:
     """Every call of one trace."""
-    cells = _cells([found])
+    cells = _cells([found], brief)
     return Table(
         title=f"Every call: {found.name}",
         note=_NOTE,
@@ -54,10 +54,10 @@ def sites(found: Breakdown) -> Table:
     )
 
 
-def matches(difference: Difference) -> Table:
+def matches(difference: Difference, brief: bool = False) -> Table:
     """Every matched call of two traces."""
     sides = (difference.first, difference.second)
-    cells = _cells(sides)
+    cells = _cells(sides, brief)
     rows = []
     for match in difference.matches:
         pairs = zip(sides, (match.first, match.second), strict=True)
@@ -145,13 +145,17 @@ def _speed(value: float | None) -> str:
     return "" if value is None else number(value)
 
 
-def _cells(found: Iterable[Breakdown]) -> dict[str, Cell]:
+def _cells(found: Iterable[Breakdown], brief: bool) -> dict[str, Cell]:
     """The columns that there is something to say in."""
     cells: dict[str, Cell] = {
         "us": lambda _, site: number(site.time),
-        "bytes": lambda _, site: str(site.bytes or ""),
         "GB/s": lambda _, site: _speed(site.gigabytes_per_second),
         "of a copy": lambda side, site: percent(side.share(site)),
+    }
+    if brief:
+        return cells
+    cells |= {
+        "bytes": lambda _, site: str(site.bytes or ""),
         "allocated": lambda _, site: str(site.calls[0].allocated if site.calls[0].allocated is not None else ""),
         "backend": lambda _, site: ", ".join(dict.fromkeys(call.backend for call in site.calls)),
     }
@@ -181,15 +185,15 @@ def _total_row(total: Total) -> tuple[str, ...]:
     return (total.name, count(total.calls), number(total.first / 1e3), number(total.second / 1e3), ratio(total.speedup))
 
 
-def all_of(found: Sequence[Breakdown], difference: Difference | None) -> Iterator[Table]:
+def all_of(found: Sequence[Breakdown], difference: Difference | None, brief: bool) -> Iterator[Table]:
     """In the order of interest."""
     yield overview(found)
     if difference:
         yield from totals(difference)
         only = unmatched(difference)
         yield from [only] if only else []
-        yield matches(difference)
+        yield matches(difference, brief)
     else:
-        yield from map(sites, found)
+        yield from (sites(each, brief) for each in found)
     if any(each.copies for each in found):
         yield copies(found)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from profiling import operators
+from profiling import operators, traces
 from profiling.operators import BACKWARD
 from profiling.traces import MODULE, TORCH_MODULE, Allocation, Interval, Kernel, Kind, Trace
 
@@ -177,9 +176,8 @@ def _sequence(backward: Interval) -> object:
 
 def _allocated(interval: Interval, memory: Sequence[Allocation]) -> int:
     """Bytes that its thread took while it ran, those that it gave back again included."""
-    first = bisect_left(memory, interval.start, key=lambda a: a.start)
-    last = bisect_right(memory, interval.end, key=lambda a: a.start)
-    return sum(max(0, a.bytes) for a in memory[first:last] if a.thread == interval.thread)
+    during = traces.during(memory, interval)
+    return sum(max(0, each.bytes) for each in during if each.thread == interval.thread)
 
 
 def union(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

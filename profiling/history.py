@@ -12,7 +12,7 @@ from profiling import intervals
 from profiling.breakdown import Breakdown
 from profiling.exits import Exit, Failure
 from profiling.intervals import Estimate
-from profiling.peers import OURS
+from profiling.names import OURS
 from profiling.tables import Table, fixed
 
 TOLERANCE = 0.05  # a change that is smaller is none: two runs of the same code differ by that

@@ -20,8 +20,8 @@ from profiling.terminal import Device, Malloc, Threads
 
 if TYPE_CHECKING:
     from profiling import history
+    from profiling.findings import Findings
     from profiling.history import Change
-    from profiling.trace_report import Findings
 
 app = typer.Typer()
 
@@ -93,19 +93,17 @@ def analyze(
     output: Annotated[Path | None, typer.Option(help="write the figures as JSON there, too")] = None,
 ) -> None:
     """Every batch norm call of a trace: layer, shapes, times, kernels, bytes and backend; two traces are matched."""
-    from profiling import files
+    from profiling import files, findings
 
     console = terminal.console()
     with _clear_errors():
-        findings = _analyze(trace, console if sys.stderr.isatty() else None)
-        from profiling import trace_report
-
+        found = _analyze(trace, console if sys.stdout.isatty() else None)
         if output:
-            files.write(output, trace_report.as_json(findings))
+            files.write(output, findings.as_json(found))
     if as_json:
-        typer.echo(trace_report.as_json(findings))
+        typer.echo(findings.as_json(found))
     else:
-        _print(findings, console)
+        _print(found, console)
 
 
 @app.command(epilog=_CODES)
@@ -136,16 +134,16 @@ def report(
 
 
 def _report(paths: list[Path], folder: Path, against: Path | None, console: Console) -> list[Change]:
-    from profiling import history, trace_report
+    from profiling import findings, history, trace_report
 
-    findings = _analyze(paths, console)
+    found = _analyze(paths, console)
     changes: list[Change] = []
     if against:
         then = history.read(against)
-        now = history.now(findings.breakdowns[-1], findings.step)
+        now = history.now(found.breakdowns[-1], found.step)
         changes = _compare(then, now, console)
-    trace_report.write(findings, folder, changes)
-    for sentence in trace_report.sentences(findings):
+    trace_report.write(found, folder, changes)
+    for sentence in findings.sentences(found):
         console.print(sentence, markup=False)
     return changes
 
@@ -174,21 +172,21 @@ def _compare(then: history.File, now: history.File, console: Console) -> list[Ch
 
 
 def _analyze(paths: list[Path], console: Console | None) -> Findings:
-    from profiling import trace_report
+    from profiling import findings
 
     if console is None:
-        return trace_report.analyze(paths)
+        return findings.analyze(paths)
     with console.status(f"reading {', '.join(path.name for path in paths)}"):
-        return trace_report.analyze(paths)
+        return findings.analyze(paths)
 
 
-def _print(findings: Findings, console: Console) -> None:
-    from profiling import tables, trace_report
+def _print(found: Findings, console: Console) -> None:
+    from profiling import findings, tables
 
-    for table in findings.tables:
+    for table in found.tables(brief=True):
         if not table.long:
             tables.print_to(console, table)
-    for sentence in trace_report.sentences(findings):
+    for sentence in findings.sentences(found):
         console.print(sentence, markup=False)
 
 

@@ -7,6 +7,7 @@ kernels belong to the operator whose launch has their correlation id.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -162,11 +163,12 @@ def of(events: Sequence[Event], record: dict[str, Any] | None = None) -> Trace:
     _attach_kernels(events, threads.values())
     named = [interval for intervals in threads.values() for interval in intervals if interval.kind is Kind.ANNOTATION]
     steps = sorted((i for i in named if i.name.startswith(STEP)), key=lambda i: i.start)
+    starts = [step.start for step in steps]
     for root in roots:
-        home = next((step for step in steps if step.start <= root.start < step.end), root)
-        if home is not root:  # it began on another thread: autograd's own, say
-            root.parent = home
-            home.children.append(root)
+        place = bisect_right(starts, root.start) - 1
+        if place >= 0 and root is not steps[place] and root.start < steps[place].end:
+            root.parent = steps[place]  # it began on another thread: autograd's own, say
+            steps[place].children.append(root)
     copies = [interval for interval in named if interval.name.startswith(COPY)]
     return Trace(
         steps or _whole(roots), bool(steps), copies, sorted(_allocations(events), key=lambda a: a.start), record or {}
@@ -176,6 +178,12 @@ def of(events: Sequence[Event], record: dict[str, Any] | None = None) -> Trace:
 def median_step(steps: Sequence[Interval]) -> Interval:
     """The step of median duration: a whole real step, and not the one in which the machine did something else."""
     return sorted(steps, key=lambda step: step.duration)[(len(steps) - 1) // 2]
+
+
+def during(allocations: Sequence[Allocation], interval: Interval) -> Sequence[Allocation]:
+    """Those of all threads, of allocations in the order of time."""
+    first = bisect_left(allocations, interval.start, key=lambda each: each.start)
+    return allocations[first : bisect_right(allocations, interval.end, key=lambda each: each.start)]
 
 
 def _kind(event: Event) -> Kind | None:

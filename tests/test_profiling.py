@@ -29,10 +29,10 @@ from profiling import (
     cli,
     compare,
     correctness,
-    figures,
     gpu_summary,
     json_text,
     peers,
+    plots,
     timing,
     workloads,
 )
@@ -346,7 +346,7 @@ def test_report_is_one_page_with_all_of_it(report: Path, found: dict[str, Any]) 
         assert f">{'x'.join(map(str, shape))}</td>" in page
     for recording in found["traces"]:
         assert f'href="{recording["trace"]}"' in page and (report / recording["trace"]).is_file()
-    assert page.count("<svg") == 4 and "currentColor" in page and figures.INK not in page
+    assert page.count("<svg") == 4 and "currentColor" in page and plots.INK not in page
     assert found["machine"]["cpu"] in page and "as rounding allows" in page
     assert (report / "overview.png").read_bytes().startswith(b"\x89PNG")
     assert list(report.parent.iterdir()) == [report], "something unfinished is left beside the report"
