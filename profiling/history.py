@@ -61,6 +61,11 @@ def read(path: Path) -> File:
         ) from error
 
 
+def is_figures(path: Path) -> bool:
+    """Whether a file is one of those, and no trace."""
+    return path.is_file() and path.suffix == ".json" and b'"traceEvents"' not in path.read_bytes()
+
+
 def compare(then: File, now: File) -> list[Change]:
     """Of all figures that both files have, the worst first."""
     found = [Change(name, then.figures[name], each) for name, each in now.figures.items() if name in then.figures]

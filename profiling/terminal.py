@@ -21,7 +21,8 @@ Malloc = Annotated[Allocator, typer.Option(help="keep: malloc keeps freed blocks
 
 def load_my_ops(threads: int | None, device: str) -> torch.device:
     """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars
+    for name, level in (("KINETO_LOG_LEVEL", "6"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(name, level)  # else the profiler writes into the progress bars
     import torch
 
     try:

@@ -109,7 +109,8 @@ def analyze(
 @app.command(epilog=_CODES)
 def report(
     source: Annotated[
-        list[Path], typer.Argument(help="traces, a folder of capture, or one JSON file of benchmark or report")
+        list[Path],
+        typer.Argument(help="traces, or a folder of capture; with --against also a file of figures"),
     ],
     output: Annotated[
         Path | None, typer.Option(help="folder of the page (default: the given one, or 'report')")
@@ -118,12 +119,14 @@ def report(
 ) -> None:
     """One page from traces: a summary, speed-up per layer, roofline, time line and memory, with pictures as PNG.
 
-    Of a JSON file, with --against, the table of what changed.
+    Of a JSON file of figures, with --against, the table of what changed.
     """
+    from profiling import history
+
     console = terminal.console()
     with _clear_errors():
-        if len(source) == 1 and source[0].suffix == ".json" and not source[0].name.endswith(".trace.json"):
-            changes = _changes_of(source[0], against, console)
+        if against and len(source) == 1 and history.is_figures(source[0]):
+            changes = _compare(history.read(against), history.read(source[0]), console)
         else:
             paths, folder = _traces_of(source)
             place = output or folder or Path("report")
@@ -146,14 +149,6 @@ def _report(paths: list[Path], folder: Path, against: Path | None, console: Cons
     for sentence in findings.sentences(found):
         console.print(sentence, markup=False)
     return changes
-
-
-def _changes_of(path: Path, against: Path | None, console: Console) -> list[Change]:
-    from profiling import history
-
-    if against is None:
-        raise typer.BadParameter(f"{path} holds figures: expected earlier ones beside them", param_hint="--against")
-    return _compare(history.read(against), history.read(path), console)
 
 
 def _compare(then: history.File, now: history.File, console: Console) -> list[Change]:
