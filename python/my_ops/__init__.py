@@ -10,8 +10,14 @@ __version__ = _load(__path__)["version"]
 # The modules below bind the operators, which exist from here on.
 from . import functional
 from .convert import convert_batchnorm, revert_batchnorm
+from .custom import BatchNormCustom
+from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
 from .functionalization import register as _register_functionalization
+from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from .precise import update_bn
+from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .vmap import register as _register_vmap_rules
 
 _register_functionalization()
@@ -21,11 +27,26 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormCustom",
+    "FrozenBatchNorm",
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
     "__version__",
     "convert_batchnorm",
+    "convert_sync_batchnorm",
+    "freeze_batchnorm",
     "functional",
     "revert_batchnorm",
+    "update_bn",
 ]

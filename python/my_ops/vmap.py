@@ -148,6 +148,14 @@ _gather_stats = _Rule(  # the statistics of the parts, [R, C], are images to it
 _apply = _Rule("batchnorm_apply", (_IMAGE, *[_VECTOR] * 4), (_IMAGE,))
 _backward_reduce = _Rule("batchnorm_backward_reduce", (_IMAGE, _IMAGE, _VECTOR, _VECTOR), (_VECTOR, _VECTOR))
 _backward_apply = _Rule("batchnorm_backward_apply", (_IMAGE, _IMAGE, *[_VECTOR] * 5, _COUNT), (_IMAGE,))
+_instance_forward = _Rule(  # statistics [N, C] are images without spatial dimensions
+    "instancenorm_forward",
+    (_IMAGE, _VECTOR, _VECTOR, _STATE, _STATE, _OTHER, _OTHER),
+    (_IMAGE, _IMAGE, _IMAGE),
+)
+_instance_backward = _Rule(
+    "instancenorm_backward", (_IMAGE, _IMAGE, _VECTOR, _IMAGE, _IMAGE, _OTHER), (_IMAGE, _VECTOR, _VECTOR)
+)
 
 
 def _elementwise(rule: _Rule, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
@@ -187,6 +195,18 @@ def _map_backward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     return _elementwise(_backward, info, dims, *args) if input_alone else _backward.by_channels(info, dims, *args)
 
 
+def _map_instance_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    rule, running = _instance_forward, args[3:5]
+    alone = rule.batched(dims, _VECTOR, _STATE) or any(tensor is not None for tensor in running)
+    return (rule.by_channels if alone else rule.by_samples)(info, dims, *args)
+
+
+def _map_instance_backward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    input_alone = len(args) == 6 and not any(args[5][1:])  # else sums are wanted
+    rule = _instance_backward
+    return _elementwise(rule, info, dims, *args) if input_alone else rule.by_channels(info, dims, *args)
+
+
 def _map_gather_stats(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     alone = _gather_stats.batched(dims, _COUNT, _COUNTER)
     return (_gather_stats.one_by_one if alone else _gather_stats.by_channels)(info, dims, *args)
@@ -222,3 +242,5 @@ def register() -> None:
     _register("batchnorm_apply", partial(_elementwise, _apply))
     _register("batchnorm_backward_reduce", _backward_reduce.by_channels)
     _register("batchnorm_backward_apply", partial(_elementwise, _backward_apply))
+    _register("instancenorm_forward", _map_instance_forward)
+    _register("instancenorm_backward", _map_instance_backward)

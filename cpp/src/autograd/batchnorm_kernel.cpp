@@ -14,8 +14,8 @@ using ops::OutputMask;
 
 /// batchnorm_forward as a function of (input, gamma, beta).
 ///
-/// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too:
-///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
+/// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too.
+/// In eval with a constant gamma, dx = gamma*invstd*dy: the input is not saved, and dy takes its place.
 class ForwardNode : public SavingNode<ForwardNode, 4> {
  public:
   enum Saved { kInput, kGamma, kMean, kInvstd };
@@ -23,7 +23,8 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
   std::string name() const override { return "MyOpsBatchnormForwardBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    const Tensor input = saved(kInput);
+    Tensor input = saved(kInput);
+    if (!input.defined()) input = grads[0];
     const OptionalTensor gamma = saved_optional(kGamma);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
@@ -39,20 +40,6 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
     }
     return out;
-  }
-
- private:
-  Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& input, const Tensor& mean,
-                            const Tensor& invstd) {
-    const c10::Scalar count(values_per_channel(input));
-    Tensor gradient;
-    if (grad_mean.defined()) gradient = per_channel(grad_mean / count, input).expand_symint(input.sym_sizes());
-    if (grad_invstd.defined()) {
-      const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
-      const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
-      gradient = sum_of(gradient, centered * per_channel(slope, input));
-    }
-    return in_dtype(gradient, input.scalar_type());
   }
 };
 
@@ -174,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<ForwardNode>(input, gamma, beta);
     node->constants.training = training;
-    node->save(ForwardNode::kInput, input);
+    if (training || torch::autograd::compute_requires_grad(gamma)) node->save(ForwardNode::kInput, input);
     node->save(ForwardNode::kGamma, gamma);
     if (beta) node->constants.beta_dtype = beta->scalar_type();
   }

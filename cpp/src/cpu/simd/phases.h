@@ -120,12 +120,21 @@ MY_OPS_INLINE int64_t head(const T* out) {
   return std::is_same_v<Full, Stream> ? unaligned(out) : 0;
 }
 
-/// Runs align themselves; rows are streamed if all of them start aligned.
+/// Long runs align themselves; rows are streamed if all of them start aligned.
 template <class T>
 MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& region) {
-  if (!plan::by_rows(shape)) return true;
+  if (!plan::by_rows(shape)) return shape.s >= plan::kShortRun;
   const Rows rows = rows_of<T>(shape, region);
   return unaligned(out + rows.offset) == 0 && rows.stride % kPack<T> == 0;
+}
+
+/// out[r * apart] = map(r, r * apart) for the packs side by side. All are loaded before any is stored: a load has to
+/// wait for a store before it whose address has the same 12 low bits, and images are often whole pages apart.
+template <class T, class Side, class Lanes, class Map>
+MY_OPS_INLINE void map_packs(T* out, Side side, Lanes lanes, Map map) {
+  Pack<T> values[side.count];
+  for (int r = 0; r < side.count; ++r) values[r] = map(r, r * side.apart);
+  for (int r = 0; r < side.count; ++r) store(out + r * side.apart, lanes, values[r]);
 }
 
 template <class Full, class T, class A = Accumulator<T>>
@@ -135,10 +144,9 @@ void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, c
     const Broadcast<T, side.count> scale(k.scale, c, side);
     const Broadcast<T, side.count> shift(k.shift, c, side);
     for_packs<T, Full>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t at = element + r * side.apart + i;
-        store(y + at, lanes, (load(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r]);
-      }
+      map_packs<T>(y + element + i, side, lanes, [&](int r, int64_t ahead) {
+        return (load(x + element + i + ahead, lanes, center[r]) - center[r]) * scale[r] + shift[r];
+      });
     });
   });
 }
@@ -156,10 +164,9 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
       const Pack<T> center = centers.at(j);
       const Pack<T> scale = scales.at(j);
       const Pack<T> shift = shifts.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
-        store(y + i, lanes, (load(x + i, lanes, center) - center) * scale + shift);
-      }
+      map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
+        return (load(x + element + j + ahead, lanes, center) - center) * scale + shift;
+      });
     });
   });
 }
@@ -261,10 +268,9 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
     const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
     if (!k.x_scale) {
       for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
-        for (int r = 0; r < side.count; ++r) {
-          const int64_t at = element + r * side.apart + i;
-          store(dx + at, lanes, load(dy + at, lanes, Pack<T>{}) * dy_scale[r]);
-        }
+        map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+          return load(dy + element + i + ahead, lanes, Pack<T>{}) * dy_scale[r];
+        });
       });
       return;
     }
@@ -272,11 +278,11 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
     const Broadcast<T, side.count> x_scale(k.x_scale, c, side);
     const Broadcast<T, side.count> shift(k.shift, c, side);
     for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t at = element + r * side.apart + i;
+      map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+        const int64_t at = element + i + ahead;
         const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
-        store(dx + at, lanes, load(dy + at, lanes, Pack<T>{}) * dy_scale[r] + (d * x_scale[r] + shift[r]));
-      }
+        return load(dy + at, lanes, Pack<T>{}) * dy_scale[r] + (d * x_scale[r] + shift[r]);
+      });
     });
   });
 }
@@ -298,11 +304,11 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
       const Pack<T> dy_scale = dy_scales.at(j);
       const Pack<T> x_scale = x_scales.at(j);
       const Pack<T> shift = shifts.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
+      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+        const int64_t i = element + j + ahead;
         const Pack<T> d = load(x + i, lanes, mean) - mean;
-        store(dx + i, lanes, load(dy + i, lanes, Pack<T>{}) * dy_scale + (d * x_scale + shift));
-      }
+        return load(dy + i, lanes, Pack<T>{}) * dy_scale + (d * x_scale + shift);
+      });
     });
   });
 }
@@ -314,10 +320,8 @@ void scale_by_rows(const T* dy, T* dx, const Rows& rows, const Region& region, c
   for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> dy_scale = dy_scales.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
-        store(dx + i, lanes, load(dy + i, lanes, Pack<T>{}) * dy_scale);
-      }
+      map_packs<T>(dx + element + j, side, lanes,
+                   [&](int, int64_t ahead) { return load(dy + element + j + ahead, lanes, Pack<T>{}) * dy_scale; });
     });
   });
 }
