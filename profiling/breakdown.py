@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from profiling import analysis, calls, operators, traces
 from profiling.analysis import BATCH_NORM, OTHER
 from profiling.calls import GIGA, Site, length, union
 from profiling.exits import Exit, Failure
+from profiling.trace_file import Record
 from profiling.traces import Interval, Kernel, Kind, Trace
 
 _MOST_POINTS = 1500  # of the memory curve
@@ -69,9 +70,10 @@ class Memory:
 class Breakdown:
     name: str
     path: str
-    record: dict[str, Any]  # what capture wrote into the trace
+    record: Record
     marked: bool  # whether the trace marks its steps
     splits: tuple[Split, ...]
+    median: int  # which of them is of the step of median duration on the host
     sites: tuple[Site, ...]
     copies: tuple[Copy, ...]
     backends: dict[str, int]  # calls per step
@@ -82,7 +84,7 @@ class Breakdown:
     @property
     def step(self) -> Split:
         """Of median duration."""
-        return sorted(self.splits, key=lambda split: split.whole)[(len(self.splits) - 1) // 2]
+        return self.splits[self.median]
 
     def copy_of(self, site: Site) -> Copy | None:
         """Of a tensor like the site's input, in this very trace."""
@@ -106,11 +108,12 @@ def of(trace: Trace, path: Path) -> Breakdown:
     median = traces.median_step(trace.steps)
     backends = Counter(call.backend for step in steps for call in step)
     return Breakdown(
-        name=str(trace.record.get("name") or _stem(path)),
+        name=trace.record.name or _stem(path),
         path=str(path),
         record=trace.record,
         marked=trace.marked,
         splits=tuple(_split(step) for step in trace.steps),
+        median=trace.steps.index(median),
         sites=tuple(calls.sites(steps)),
         copies=tuple(_copies(trace.copies)),
         backends={name: round(count / len(steps)) for name, count in backends.most_common()},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from profiling import conversion, machine, models, traces
 from profiling.exits import Exit, Failure
 from profiling.models import Source
 from profiling.peers import NATIVE, OURS
+from profiling.trace_file import Record
 from profiling.workloads import SEED
 
 LEARNING_RATE = 1e-3
@@ -58,18 +58,18 @@ def run(
     shapes = _batch_norm_inputs(source, inputs, settings, device)
     steps = {name: _stepper(source, name == OURS, inputs, settings, device) for name in (NATIVE, OURS)}
     seconds = _timed(steps, settings.rounds, advance)
-    record = {
-        "run": uuid.uuid4().hex,
-        "model": source.name,
-        "mode": "inference" if settings.inference else "training",
-        "inputs": [list(each.shape) for each in inputs if isinstance(each, Tensor)],
-        "machine": dataclasses.asdict(machine.describe(device)),
-    }
+    record = Record(
+        run=uuid.uuid4().hex,
+        model=source.name,
+        mode="inference" if settings.inference else "training",
+        inputs=[list(each.shape) for each in inputs if isinstance(each, Tensor)],
+        machine=asdict(machine.describe(device)),
+    )
     paths = []
     for name, step in steps.items():
         path = folder / "traces" / name / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.name)}.pt.trace.json.gz"
         path.parent.mkdir(parents=True)
-        about = record | {"name": name, "step_seconds": seconds[name]}
+        about = replace(record, name=name, step_seconds=seconds[name])
         _trace(step, settings.steps, shapes, device, path, about, advance)
         paths.append(path)
     return paths
@@ -170,7 +170,7 @@ def _trace(
     shapes: list[tuple[torch.Size, tuple[int, ...], torch.dtype]],
     device: torch.device,
     path: Path,
-    record: dict[str, Any],
+    record: Record,
     advance: Callable[[], None],
 ) -> None:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -182,7 +182,7 @@ def _trace(
         for shape, stride, dtype in shapes:
             _copy(shape, stride, dtype, device)
         _wait(device)
-        profiler.add_metadata_json("my_ops", json.dumps(record))
+        profiler.add_metadata_json("my_ops", json.dumps(asdict(record)))
     profiler.export_chrome_trace(str(path))
 
 

@@ -90,11 +90,10 @@ def by_phase(matches: Sequence[Match]) -> list[Total]:
 
 def step_times(first: Breakdown, second: Breakdown) -> tuple[Sequence[float], Sequence[float]] | None:
     """Seconds of steps without the profiler, taken in turns by one run of ``capture``; None for other traces."""
-    times = [breakdown.record.get("step_seconds") for breakdown in (first, second)]
-    runs = {breakdown.record.get("run") for breakdown in (first, second)}
-    if None in runs or len(runs) > 1 or not times[0] or not times[1] or len(times[0]) != len(times[1]):
+    one, other = first.record, second.record
+    if not one.run or one.run != other.run or not 0 < len(one.step_seconds) == len(other.step_seconds):
         return None
-    return times[0], times[1]
+    return one.step_seconds, other.step_seconds
 
 
 def _key(site: Site) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from profiling import breakdown, call_tables, differences, history, intervals, json_text
@@ -34,8 +34,17 @@ class Findings:
 
 def analyze(paths: Sequence[Path]) -> Findings:
     """Raises Failure for the first file that cannot be used."""
-    read = tuple(breakdown.read(path) for path in paths)
+    read = _told_apart([breakdown.read(path) for path in paths])
     return Findings(read, differences.of(*read[:2]) if len(read) > 1 else None)
+
+
+def _told_apart(found: Sequence[Breakdown]) -> tuple[Breakdown, ...]:
+    """Traces of the same name get a number each."""
+    names = [each.name for each in found]
+    return tuple(
+        replace(each, name=f"{each.name} ({number})") if names.count(each.name) > 1 else each
+        for number, each in enumerate(found, 1)
+    )
 
 
 def as_json(found: Findings) -> str:
@@ -45,7 +54,7 @@ def as_json(found: Findings) -> str:
         content["difference"] = _difference(found)
     record = found.breakdowns[-1].record
     content |= {
-        "machine": record.get("machine"),
+        "machine": record.machine,
         "figures": history.of_findings(found.breakdowns[-1], found.step),
     }
     return json_text.of(content)

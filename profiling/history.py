@@ -106,8 +106,7 @@ def of_findings(found: Breakdown, step: Estimate | None) -> Mapping[str, Estimat
 
 
 def now(found: Breakdown, step: Estimate | None) -> File:
-    machine = found.record.get("machine")
-    return File(machine if isinstance(machine, dict) else {}, dict(of_findings(found, step)))
+    return File(found.record.machine, dict(of_findings(found, step)))
 
 
 def _of_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Estimate]]:

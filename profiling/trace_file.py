@@ -10,6 +10,7 @@ import gzip
 import mmap
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,22 @@ class Event(msgspec.Struct, gc=False):
     args: Arguments | None = None
 
 
-class File(msgspec.Struct):
-    """``my_ops``: what ``capture`` wrote into the trace about its run."""
+@dataclass(frozen=True)
+class Record:
+    """What ``capture`` writes into a trace about its run; empty in any other trace."""
 
+    run: str = ""  # the same in both traces of a run
+    name: str = ""  # of the trace
+    model: str = ""
+    mode: str = ""  # "training" or "inference"
+    inputs: list[list[int]] = field(default_factory=list)  # shapes
+    step_seconds: list[float] = field(default_factory=list)  # of steps without the profiler
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+class File(msgspec.Struct):
     events: list[Event] = msgspec.field(name="traceEvents")
-    my_ops: dict[str, Any] = msgspec.field(default_factory=dict)
+    my_ops: Record = Record()
 
 
 def read(path: Path) -> File:

@@ -124,19 +124,18 @@ def _by_section(found: Findings) -> dict[str, list[Table]]:
 
 
 def _model(found: Findings) -> str:
-    names = dict.fromkeys(str(each.record.get("model") or each.name) for each in found.breakdowns)
+    names = dict.fromkeys(each.record.model or each.name for each in found.breakdowns)
     return " and ".join(names)
 
 
 def _machine(found: Findings) -> dict[str, object]:
-    machine = found.breakdowns[-1].record.get("machine")
-    return machine if isinstance(machine, dict) else {}
+    return found.breakdowns[-1].record.machine
 
 
 def _about(found: Findings) -> str:
     record, machine = found.breakdowns[-1].record, _machine(found)
-    inputs = ", ".join(shape(sizes) for sizes in record.get("inputs") or ())
-    words = [str(record.get("mode", "")), f"input {inputs}" if inputs else ""]
+    inputs = ", ".join(shape(sizes) for sizes in record.inputs)
+    words = [record.mode, f"input {inputs}" if inputs else ""]
     if machine:
         threads = machine.get("threads")
         where = machine.get("gpu") or f"{machine.get('cpu')}, {threads} thread" + "s" * (threads != 1)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiling import trace_file
-from profiling.trace_file import Arguments, Event
+from profiling.trace_file import Arguments, Event, Record
 
 STEP = "ProfilerStep#"  # as torch.profiler itself names steps
 MODULE = "my_ops.module: "  # how capture marks a layer: this and its name
 TORCH_MODULE = "nn.Module: "  # how torch.profiler does, with_stack=True
 COPY = "my_ops.copy"  # how capture marks the copies that it compares with
 
-_NOTHING = Arguments()
+_NOTHING, _NO_RECORD = Arguments(), Record()
 _DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 
 
@@ -132,7 +132,7 @@ class Trace:
     marked: bool
     copies: list[Interval]
     allocations: list[Allocation]  # in the order of time
-    record: dict[str, Any]
+    record: Record
 
 
 def read(path: Path) -> Trace:
@@ -152,7 +152,7 @@ def load(path: Path) -> list[Interval]:
     return trace.steps
 
 
-def of(events: Sequence[Event], record: dict[str, Any] | None = None) -> Trace:
+def of(events: Sequence[Event], record: Record = _NO_RECORD) -> Trace:
     """The trace that these events make."""
     threads = defaultdict(list)
     for event in events:
@@ -171,7 +171,7 @@ def of(events: Sequence[Event], record: dict[str, Any] | None = None) -> Trace:
             steps[place].children.append(root)
     copies = [interval for interval in named if interval.name.startswith(COPY)]
     return Trace(
-        steps or _whole(roots), bool(steps), copies, sorted(_allocations(events), key=lambda a: a.start), record or {}
+        steps or _whole(roots), bool(steps), copies, sorted(_allocations(events), key=lambda a: a.start), record
     )
 
 

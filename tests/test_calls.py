@@ -176,7 +176,7 @@ def test_sites_join_the_steps_and_tell_repeated_calls_apart() -> None:
 
 
 def breakdown_of(events: list[Any], name: str = "a") -> Breakdown:
-    return breakdown.of(trace_of(events, {"name": name}), Path(f"{name}.json"))
+    return breakdown.of(trace_of(events, name=name), Path(f"{name}.json"))
 
 
 def test_traces_without_names_are_matched_by_order_and_shape() -> None:

@@ -111,14 +111,14 @@ def test_traces_of_both_ways(file: str, tmp_path: Path) -> None:
             assert sites == [(name, "forward") for name in LAYERS] + [(name, "backward") for name in LAYERS[::-1]]
         assert [phase for _, phase in sites] == ["forward"] * 2 + ["backward"] * 2
         assert all(found.share(site) for site in found.sites)
-        assert found.record["inputs"] == [[2, 3, 16, 16]] and len(found.record["step_seconds"]) == SMALL.rounds
+        assert found.record.inputs == [[2, 3, 16, 16]] and len(found.record.step_seconds) == SMALL.rounds
 
 
 def test_inference_runs_forward_only(tmp_path: Path) -> None:
     settings = capture.Settings(2, (3, 16, 16), inference=True, rounds=1, steps=1)
     for path in capture.run(models.find("test_capture:small"), settings, CPU, tmp_path, lambda: None):
         found = breakdown.read(path)
-        assert {site.phase for site in found.sites} == {"inference"} and found.record["mode"] == "inference"
+        assert {site.phase for site in found.sites} == {"inference"} and found.record.mode == "inference"
 
 
 def test_a_function_may_bring_its_inputs(tmp_path: Path) -> None:

@@ -374,3 +374,16 @@ def test_a_list_of_events_is_a_trace_too(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text(json.dumps(GOOD))
     assert findings.analyze([path]).breakdowns[0].sites[0].time == 50
+
+
+def test_traces_of_one_name_are_told_apart() -> None:
+    names = [each.name for each in findings.analyze([OURS, NATIVE, OURS]).breakdowns]
+    assert names == ["my_ops (1)", "native", "my_ops (3)"]
+
+
+@pytest.mark.parametrize("command", ["compare", "benchmark", "capture", "analyze", "report"])
+def test_every_command_explains_itself(command: str) -> None:
+    assert command in CliRunner().invoke(cli.app, ["--help"]).stdout
+    done = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "Usage" in done.stdout
+    assert command in ("compare", "benchmark") or "4 broken gzip" in done.stdout

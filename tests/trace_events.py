@@ -19,9 +19,11 @@ def memory(start: float, bytes: int, total: int, tid: int = 1, device: int = 0) 
     return {"ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "pid": 1, "tid": tid, "ts": start, "args": args}
 
 
-def trace_of(events: list[dict[str, Any]], record: dict[str, Any] | None = None) -> traces.Trace:
+def trace_of(events: list[dict[str, Any]], **record: Any) -> traces.Trace:
     """As it would be read from a file."""
-    return traces.of(msgspec.json.decode(trace_file.encode(events), type=trace_file.File).events, record)
+    return traces.of(
+        msgspec.json.decode(trace_file.encode(events), type=trace_file.File).events, trace_file.Record(**record)
+    )
 
 
 def write(path: Path, events: list[dict[str, Any]], **more: Any) -> Path:
