@@ -123,6 +123,26 @@ def benchmark(
         raise typer.Exit(1)
 
 
+@app.command()
+def scale(
+    ranks: Annotated[int, typer.Option(min=2, help="most processes to measure with")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="of each collective")] = 50,
+    output: Annotated[Path | None, typer.Option(help="folder (default: profiling/results)")] = None,
+) -> None:
+    """Predicts what synchronized batch norm costs ResNet-50 on 2 to 4,096 ranks, and checks that on loopback."""
+    console = _console()
+    _load_my_ops(1, "cpu")
+
+    from profiling import scale, tables, workloads
+
+    channels = [module.num_features for module in workloads.batch_norms(workloads.resnet50()).values()]
+    result = scale.run(channels, range(2, ranks + 1), repeats)
+    for table in scale.tables_of(result):
+        tables.print_to(console, table)
+    for path in scale.write(result, output or Path(__file__).parent / "results"):
+        console.print(f"figures: {path}", soft_wrap=True)
+
+
 def _load_my_ops(threads: int | None, device: str) -> torch.device:
     """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars

@@ -2,6 +2,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <utility>
+
 namespace my_ops::ops {
 namespace {
 
@@ -93,6 +95,23 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out) {
   static const auto op = find("my_ops::batchnorm_backward_apply", batchnorm_backward_apply_out, "out");
   return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
+}
+
+Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
+                            std::string group_name) {
+  static const auto op = find("my_ops::sync_batchnorm_apply", sync_batchnorm_apply);
+  return op.call(input, gamma, beta, mean, invstd, count, group_size, std::move(group_name));
+}
+
+Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::all_gather", all_gather);
+  return op.call(part, group_size, std::move(group_name));
+}
+
+Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::reduce_scatter", reduce_scatter);
+  return op.call(parts, group_size, std::move(group_name));
 }
 
 std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace my_ops::ops {
@@ -61,6 +62,14 @@ Tensor batchnorm_backward_apply(const Tensor& grad_output, const Tensor& input, 
 Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out);
+
+Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
+                            std::string group_name);
+
+Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name);
+
+Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group_name);
 
 std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
                                                         const OptionalTensor& beta, const OptionalTensor& running_mean,

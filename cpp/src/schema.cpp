@@ -48,6 +48,18 @@ TORCH_LIBRARY(my_ops, m) {
       "batchnorm_backward_apply.out(Tensor grad_output, Tensor input, Tensor? gamma, Tensor mean, Tensor invstd, "
       "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count, *, Tensor(a!) out) -> Tensor(a!)");
 
+  // Synchronized over the `group_size` processes of the torch.distributed group named `group_name`, each of which has a
+  // part of the batch. all_gather: [R, ...] of [...]; reduce_scatter, its derivative: [...] of [R, ...].
+  m.def(
+      "sync_batchnorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float? momentum, float eps, Tensor(c!)? num_batches_tracked, int group_size, "
+      "str group_name) -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def(
+      "sync_batchnorm_apply(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, Tensor count, "
+      "int group_size, str group_name) -> Tensor");
+  m.def("all_gather(Tensor part, int group_size, str group_name) -> Tensor");
+  m.def("reduce_scatter(Tensor parts, int group_size, str group_name) -> Tensor");
+
   // Instance normalization: batch normalization of every image by itself, with statistics [N, C]. Running statistics
   // move towards the means over N. From running statistics it is batchnorm_forward with training = False.
   m.def(

@@ -17,6 +17,7 @@ from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .precise import update_bn
+from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .vmap import register as _register_vmap_rules
 
 _register_functionalization()
@@ -40,8 +41,10 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
     "__version__",
     "convert_batchnorm",
+    "convert_sync_batchnorm",
     "freeze_batchnorm",
     "functional",
     "revert_batchnorm",

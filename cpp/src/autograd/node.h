@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "autograd/formulas.h"
+#include "sync/collectives.h"
 
 namespace my_ops::autograd {
 
@@ -59,6 +60,7 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 struct Constants {
   bool training = true;
   at::ScalarType beta_dtype = at::kFloat;
+  sync::Group group;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -84,6 +86,8 @@ class SavingNode : public torch::autograd::Node {
     for (const bool wanted : all_wanted()) args.collect(wanted);
     args.collect(constants.training);
     args.collect(constants.beta_dtype);
+    args.collect(constants.group.size);
+    args.collect(constants.group.name);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.

@@ -314,6 +314,23 @@ void check_backward_apply(const Tensor& grad_output, const Tensor& input, const 
   check.count({"count", count}, 1);
 }
 
+void check_sync_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+                        int64_t group_size) {
+  const char* op = "sync_batchnorm_forward";
+  const Checker check(op, {"input", input});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.parameter("running_mean", running_mean);
+  check.parameter("running_var", running_var);
+  check.counter(num_batches_tracked);
+  check.eps_of_batch(eps);
+  check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  TORCH_CHECK(group_size > 0, op, ": expected group_size > 0, got ", group_size);
+}
+
 void check_instance_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps) {
   const char* op = "instancenorm_forward";

@@ -36,6 +36,12 @@ void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input
                           const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                           const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
+/// That there is more than one value per channel is known once all ranks have answered.
+void check_sync_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+                        int64_t group_size);
+
 void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps);
 
