@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import my_ops
-from profiling import json_text, machine, memory, steps, tables, timing, workloads
+from profiling import family_norms, files, json_text, machine, memory, steps, tables, timing, workloads
 from profiling.peers import NATIVE, OURS
 from profiling.tables import Table
 
@@ -51,9 +50,9 @@ class Member:
     """Two ways to do the same. ``images``: of the input's size, that must be moved in a step and in inference."""
 
     name: str
-    shape: Shape
     ours: Make
     native: Make
+    shape: Shape
     images: tuple[float, float] = (5, 2)  # x, y; dy, x, dx
     residual: bool = False
     overwrites: bool = False  # its input, of which it gets a copy
@@ -108,7 +107,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def members() -> list[Member]:
-    return [*_activations(), *_convolutions(), *_statistics()]
+    return [*_activations(), *_convolutions(), *_norms()]
 
 
 def _activations() -> list[Member]:
@@ -118,10 +117,10 @@ def _activations() -> list[Member]:
     for name, activation in ACTIVATIONS.items():
         ours = partial(my_ops.BatchNormAct2d, channels, activation=name)
         native = partial(_chain, partial(nn.BatchNorm2d, channels), activation=activation)
-        found.append(Member(f"batch norm + {name}", shape, ours, native))
+        found.append(Member(f"batch norm + {name}", ours, native, shape))
         if name in ("relu", "silu"):
             images = 7 if name == "relu" else 8, 3  # x, r, y; dy, x, dx, dr, and r again for silu
-            found.append(Member(f"batch norm + add + {name}", shape, ours, native, images, residual=True))
+            found.append(Member(f"batch norm + add + {name}", ours, native, shape, images, residual=True))
     return found
 
 
@@ -134,51 +133,17 @@ def _convolutions() -> list[Member]:
         wider = out / shape[1]
         images = (3 + 2 * wider, 1 + wider)  # x, y; dy, x, dx
         found.append(
-            Member(f"convolution {kernel}x{kernel} + batch norm", shape, ours, native, images, convolution=conv)
+            Member(f"convolution {kernel}x{kernel} + batch norm", ours, native, shape, images, convolution=conv)
         )
     return found
 
 
-def _statistics() -> list[Member]:
-    channels = 256
+def _norms() -> list[Member]:
+    found = [Member(*row) for row in family_norms.rows()]
+    channels, parts = 256, 4
     shape = (16, channels, 28, 28)
-    ghosts = 4
-    ways: dict[str, tuple[Make, Make]] = {
-        "instance norm": (
-            partial(my_ops.InstanceNorm2d, channels, affine=True),
-            partial(nn.InstanceNorm2d, channels, affine=True),
-        ),
-        "frozen batch norm": (partial(my_ops.FrozenBatchNorm2d, channels), partial(_Frozen, channels)),
-        f"ghost batch norm, {ghosts} parts": (
-            partial(my_ops.GhostBatchNorm2d, channels, shape[0] // ghosts),
-            partial(_Ghost, channels, ghosts),
-        ),
-    }
-    frozen = (4, 2)  # x, y; dy, dx
-    return [
-        Member(name, shape, ours, native, frozen if name.startswith("frozen") else (5, 2))
-        for name, (ours, native) in ways.items()
-    ]
-
-
-class _Frozen(nn.Module):
-    """As detection libraries have it: constants are joined, then one multiplication and one addition."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        for name, fill in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            self.register_buffer(name, torch.full((channels,), fill))
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
+    ours = partial(my_ops.GhostBatchNorm2d, channels, shape[0] // parts)
+    return [*found, Member(f"ghost batch norm, {parts} parts", ours, partial(_Ghost, channels, parts), shape)]
 
 
 class _Ghost(nn.BatchNorm2d):
@@ -318,17 +283,14 @@ def figures(row: Row) -> dict[str, object]:
 
 
 def write(rows: Sequence[Row], runs: Sequence[steps.Run], device: torch.device, path: Path) -> None:
-    """Writes the figures as JSON; the file is replaced at once, never half written."""
+    """Writes the figures as JSON."""
     content = {
         "machine": machine.describe(device),
         "method": METHOD,
         "rows": [figures(row) for row in rows],
         "steps": [steps.figures(run) for run in runs],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json_text.of(content), encoding="utf-8")
-    os.replace(unfinished, path)
+    files.write(path, json_text.of(content))
 
 
 def run(

@@ -36,7 +36,7 @@ def test_members_are_right(member: family.Member, kind: str) -> None:
 
 def test_wrong_member_is_not_timed() -> None:
     ours, native = partial(my_ops.BatchNorm2d, 4), partial(nn.BatchNorm2d, 4, eps=0.01)
-    row = family.measure(family.Member("wrong", (2, 4, 3, 3), ours, native), torch.float32, "contiguous", 0.0, CPU)
+    row = family.measure(family.Member("wrong", ours, native, (2, 4, 3, 3)), torch.float32, "contiguous", 0.0, CPU)
     assert row.wrong.startswith("training, result 0 is off by")
     assert not row.training
     assert any("WRONG" in cell for cell in family.times([row]).rows[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class _ConvBatchNorm(nn.Module):
 
     _conv: ClassVar[type[_ConvNd]]
     _norm: ClassVar[type[_BatchNorm]]
-    _act: ClassVar[type[Any]]
+    _act: ClassVar[type[fused._Act]]
     conv: _ConvNd
     norm: _BatchNorm
 
@@ -50,7 +50,9 @@ class _ConvBatchNorm(nn.Module):
         super().__init__()
         shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         self.conv = self._conv(*shape, bias, padding_mode, device, dtype)  # type: ignore[arg-type]
-        make = self._norm if activation == "identity" else partial(self._act, activation=activation, slope=slope)
+        make: Callable[..., _BatchNorm] = self._norm
+        if activation != "identity":
+            make = partial(self._act, activation=activation, slope=slope)
         self.norm = make(out_channels, eps, momentum, affine, track_running_stats, device, dtype)
 
     @classmethod
@@ -129,10 +131,10 @@ class ConvBatchNorm1d(_ConvBatchNorm):
 
     Arguments are those of :class:`torch.nn.Conv1d` (``bias`` off by default, as batch norm takes it away again), then
     those of :class:`torch.nn.BatchNorm1d`, then ``activation`` and ``slope`` as in
-    :func:`my_ops.functional.batch_norm_act`: with an activation, nothing more is kept. The two are the children ``conv``
-    and ``norm``, so that ``state_dict`` has ``conv.weight``, ``norm.weight``, ``norm.running_mean`` and so on; hooks of
-    these children do not run. With ``padding_mode`` other than zeros, or ``padding="same"`` that is uneven, what is
-    kept is the padded input.
+    :func:`my_ops.functional.batch_norm_act`: with an activation, nothing more is kept. The two are the children
+    ``conv`` and ``norm``, so that ``state_dict`` has ``conv.weight``, ``norm.weight``, ``norm.running_mean`` and so on;
+    hooks of these children do not run. With ``padding_mode`` other than zeros, or ``padding="same"`` that is uneven,
+    what is kept is the padded input.
     """
 
     _conv, _norm, _act = nn.Conv1d, modules.BatchNorm1d, fused.BatchNormAct1d
