@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "autograd/formulas.h"
+#include "plan/activation.h"
 
 namespace my_ops::autograd {
 
@@ -59,6 +60,8 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 struct Constants {
   bool training = true;
   at::ScalarType beta_dtype = at::kFloat;
+  plan::Activation activation = plan::Activation::identity;
+  double slope = 0;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -84,6 +87,8 @@ class SavingNode : public torch::autograd::Node {
     for (const bool wanted : all_wanted()) args.collect(wanted);
     args.collect(constants.training);
     args.collect(constants.beta_dtype);
+    args.collect(static_cast<int64_t>(constants.activation));
+    args.collect(constants.slope);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
