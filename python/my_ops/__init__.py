@@ -14,6 +14,7 @@ from .convert import convert_batchnorm, revert_batchnorm
 from .custom import BatchNormCustom
 from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
 from .functionalization import register as _register_functionalization
+from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
@@ -31,6 +32,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BatchNormCustom",
     "FrozenBatchNorm",
     "FrozenBatchNorm1d",

@@ -17,6 +17,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "my_ops/version.h"
@@ -126,6 +127,37 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const OptionalTensor& gamma, const Tensor& save_mean,
                                                          const Tensor& save_invstd,
                                                          OutputMask output_mask = {true, true, true});
+
+// Batch normalization, a residual and an activation.
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
+    const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+    std::optional<double> momentum, double eps, std::string_view activation, double slope,
+    const OptionalTensor& num_batches_tracked);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask);
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
+                                               const OptionalTensor& gamma, const OptionalTensor& beta,
+                                               const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                               double slope);
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& residual, const OptionalTensor& mask,
+                                                         const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                         const Tensor& mean, const Tensor& invstd,
+                                                         std::string_view activation, double slope);
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_output, const Tensor& input,
+                                                        const OptionalTensor& residual, const OptionalTensor& mask,
+                                                        const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                        const Tensor& mean, const Tensor& invstd,
+                                                        std::string_view activation, double slope, const Tensor& sum_dy,
+                                                        const Tensor& sum_dy_xhat, const Tensor& count);
 
 }  // namespace my_ops::ops
 #pragma GCC visibility pop

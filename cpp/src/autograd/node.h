@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "autograd/formulas.h"
+#include "plan/activation.h"
 #include "sync/collectives.h"
 
 namespace my_ops::autograd {
@@ -61,6 +62,8 @@ struct Constants {
   bool training = true;
   at::ScalarType beta_dtype = at::kFloat;
   sync::Group group;
+  plan::Activation activation = plan::Activation::identity;
+  double slope = 0;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -88,6 +91,8 @@ class SavingNode : public torch::autograd::Node {
     args.collect(constants.beta_dtype);
     args.collect(constants.group.size);
     args.collect(constants.group.name);
+    args.collect(static_cast<int64_t>(constants.activation));
+    args.collect(constants.slope);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
