@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "autograd/formulas.h"
+#include "plan/activation.h"
 #include "plan/convolution.h"
 #include "sync/collectives.h"
 
@@ -63,6 +64,8 @@ struct Constants {
   at::ScalarType beta_dtype = at::kFloat;
   plan::Convolution convolution;
   sync::Group group;
+  plan::Activation activation = plan::Activation::identity;
+  double slope = 0;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -93,6 +96,8 @@ class SavingNode : public torch::autograd::Node {
     args.collect(groups);
     args.collect(constants.group.size);
     args.collect(constants.group.name);
+    args.collect(static_cast<int64_t>(constants.activation));
+    args.collect(constants.slope);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.
