@@ -112,7 +112,8 @@ def test_version_is_stated_once() -> None:
 
 
 def test_public_names() -> None:
-    modules = [f"{lazy}BatchNorm{n}d" for lazy in ("", "Lazy") for n in (1, 2, 3)]
+    families = ("BatchNorm", "LazyBatchNorm", "BatchNormAct", "InPlaceBatchNormAct")
+    modules = [f"{family}{n}d" for family in families for n in (1, 2, 3)]
     want = {*modules, "convert_batchnorm", "revert_batchnorm", "functional", "__version__"}
     assert set(my_ops.__all__) == want
     for name in want - {"__version__"}:

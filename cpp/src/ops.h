@@ -94,4 +94,14 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
                                                         std::string_view activation, double slope, const Tensor& sum_dy,
                                                         const Tensor& sum_dy_xhat, const Tensor& count);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    std::string_view activation, double slope, const OptionalTensor& num_batches_tracked);
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
+    const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, OutputMask output_mask);
+
 }  // namespace my_ops::ops

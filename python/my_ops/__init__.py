@@ -11,7 +11,14 @@ __version__ = _load(__path__)["version"]
 from . import functional
 from .convert import convert_batchnorm, revert_batchnorm
 from .functionalization import register as _register_functionalization
-from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .fused import (
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    InPlaceBatchNormAct1d,
+    InPlaceBatchNormAct2d,
+    InPlaceBatchNormAct3d,
+)
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .vmap import register as _register_vmap_rules
 
@@ -25,6 +32,9 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "InPlaceBatchNormAct1d",
+    "InPlaceBatchNormAct2d",
+    "InPlaceBatchNormAct3d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
