@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from profiling import allocator
+from profiling import allocator, trace_cli
 from profiling.allocator import Allocator
-
-if TYPE_CHECKING:
-    import torch
+from profiling.terminal import Device, Malloc, Threads
+from profiling.terminal import console as _console
+from profiling.terminal import load_my_ops as _load_my_ops
+from profiling.terminal import now as _now
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice)")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Malloc = Annotated[Allocator, typer.Option(help="keep: malloc keeps freed blocks; default: glibc as it comes")]
 
 
 @app.callback()
@@ -143,33 +137,5 @@ def scale(
         console.print(f"figures: {path}", soft_wrap=True)
 
 
-def _load_my_ops(threads: int | None, device: str) -> torch.device:
-    """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars
-    import torch
-
-    try:
-        import my_ops  # noqa: F401
-    except ImportError as error:
-        mend = "" if "run " in str(error) else ": run 'make build'"  # the package names the mend itself
-        Console(stderr=True).print(f"[bold red]my_ops cannot be imported:[/] {error}{mend}", soft_wrap=True)
-        raise typer.Exit(2) from error
-
-    from profiling import machine
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        return machine.choose_device(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from error
-
-
-def _console() -> Console:
-    """The terminal; a file or a pipe has no width of its own and gets one that the tables fit in."""
-    console = Console()
-    return console if console.is_terminal else Console(width=150)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+for _command in trace_cli.app.registered_commands:
+    app.registered_commands.append(_command)

@@ -1,4 +1,4 @@
-"""Frozen batch norm: constant buffers, one multiply-add, and a backward pass that needs neither input nor statistics."""
+"""Frozen batch norm: constant buffers, one multiply-add, and a backward pass without input and statistics."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_loads_the_state_of_a_batch_norm(dimensions: int) -> None:
     again = nn.Sequential(kind(3))
     again.load_state_dict(model.state_dict(), strict=True)
     assert "0.num_batches_tracked" not in model.state_dict()
-    with pytest.raises(RuntimeError, match="Missing key.*running_var"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*running_var"):
         kind(3).load_state_dict({name: tensor for name, tensor in native.state_dict().items() if "var" not in name})
 
 
@@ -167,7 +167,7 @@ def test_freezing_without_affine_and_a_single_module() -> None:
 
 def test_freezing_without_statistics_changes_nothing() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
-    with pytest.raises(ValueError, match="freeze_batchnorm: expected running statistics in every .*, got none in 1$"):
+    with pytest.raises(ValueError, match=r"^freeze_batchnorm: expected running statistics in every .*, got none in 1$"):
         my_ops.freeze_batchnorm(model)
     assert all(type(module) is nn.BatchNorm2d for module in model)
 

@@ -1,4 +1,4 @@
-#include "ops.h"
+#include "my_ops/ops.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 

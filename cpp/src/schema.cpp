@@ -4,7 +4,7 @@
 // N batch, C channels, S product of the spatial sizes, M = N*S values per channel.
 #include <torch/library.h>
 
-#include "info.h"
+#include "my_ops/info.h"
 
 TORCH_LIBRARY(my_ops, m) {
   // Whole batch normalization, one call each way. `training` chooses batch statistics (which then update the running

@@ -3,6 +3,7 @@
 Importing this package loads the native library and registers the operators ``torch.ops.my_ops.*``.
 """
 
+from ._library import find as _find
 from ._library import load as _load
 
 __version__ = _load(__path__)["version"]
@@ -19,6 +20,9 @@ from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, Laz
 from .precise import update_bn
 from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .vmap import register as _register_vmap_rules
+
+#: Where CMake's ``find_package(my_ops)`` finds the C++ package that comes with this one: for ``CMAKE_PREFIX_PATH``.
+cmake_prefix_path: str = str(_find(__path__))
 
 _register_functionalization()
 _register_vmap_rules()
@@ -43,6 +47,7 @@ __all__ = [
     "LazyBatchNorm3d",
     "SyncBatchNorm",
     "__version__",
+    "cmake_prefix_path",
     "convert_batchnorm",
     "convert_sync_batchnorm",
     "freeze_batchnorm",

@@ -45,7 +45,7 @@ class BatchNormCustom(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4:
             raise ValueError(f"BatchNormCustom: expected input of rank 4, got shape {list(input.shape)}")
-        output, mean, invstd = batchnorm_forward(
+        output, _mean, _invstd = batchnorm_forward(
             input,
             self.weight,
             self.bias,

@@ -11,13 +11,6 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
 class _Ghost(nn.modules.batchnorm._BatchNorm):
-    """In training, the batch goes through the module part by part, as if the parts were batches that came one after the
-    other: each is normalised with its own statistics, moves the running ones by ``momentum``, and is counted.
-
-    N samples make ``max(1, N // ghost_size)`` parts of adjacent samples whose sizes differ by one at most: what remains
-    after division is spread over the parts, so that none but an N below ``ghost_size`` itself is smaller than that.
-    """
-
     def __init__(self, num_features: int, ghost_size: int, *args: Any, **kwargs: Any) -> None:
         if ghost_size < 1:
             raise ValueError(f"{type(self).__name__}: expected ghost_size of 1 or more, got {ghost_size}")
@@ -32,17 +25,19 @@ class _Ghost(nn.modules.batchnorm._BatchNorm):
         return torch.cat([forward(part) for part in input.tensor_split(parts)])
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, ghost_size={self.ghost_size}"
 
 
 class GhostBatchNorm1d(_Ghost, BatchNorm1d):
     """Ghost batch norm of ``[N, C]`` or ``[N, C, L]``.
 
     ``GhostBatchNorm1d(num_features, ghost_size, ...)``, further arguments and ``state_dict`` as
-    :class:`torch.nn.BatchNorm1d`. In training the batch is cut into ``max(1, N // ghost_size)`` ghost batches of adjacent
-    samples, whose sizes differ by one at most (so a remainder makes some of them larger, and none is too small). They are
-    treated as batches that come one after the other: each has its own statistics, moves the running ones by
-    ``momentum``, and counts in ``num_batches_tracked``. In eval it is plain batch norm.
+    :class:`torch.nn.BatchNorm1d`. In training the batch is cut into ``max(1, N // ghost_size)`` ghost batches of
+    adjacent samples, whose sizes differ by one at most: a remainder makes some of them larger, and none is smaller than
+    ``ghost_size`` unless N is. They are treated as batches that come one after the other: each is normalised with its
+    own statistics, moves the running ones by ``momentum``, and counts in ``num_batches_tracked``. In eval it is plain
+    batch norm.
 
     Raises:
         ValueError: ``ghost_size`` below 1; one value per channel in a ghost batch.

@@ -54,14 +54,14 @@ def update_bn(
     """Gives every batch norm of ``model`` the mean and the unbiased variance of all that it sees of ``loader``.
 
     Called as :func:`torch.optim.swa_utils.update_bn`, which averages the batches' means and variances: wrong where
-    batches differ in size, and blind to how their means differ. Here the batches' (mean, M2, count) are joined by Chan's
-    formula, in float64, as if each layer had seen its values in one batch.
+    batches differ in size, and blind to how their means differ. Here the batches' (mean, M2, count) are joined by
+    Chan's formula, in float64, as if each layer had seen its values in one batch.
 
     Args:
         loader: batches: a tensor, or a list or tuple whose first element is one. Their sizes may differ.
         model: is run in training mode, without gradients. Every ``nn.BatchNorm1d/2d/3d`` and ``nn.SyncBatchNorm`` with
-            running statistics, subclasses included, is updated; ``num_batches_tracked`` becomes the number of its calls.
-            A layer that is not called stays as it is; of a layer that is called more than once all values count.
+            running statistics, subclasses included, is updated; ``num_batches_tracked`` becomes the number of its
+            calls. A layer that is not called stays as it is; of one that is called more than once all values count.
         device: where each batch is moved first, if given.
 
     Training flags are those of before afterwards, also when ``loader`` or ``model`` raises: then no statistics have
@@ -79,8 +79,9 @@ def update_bn(
         return
     batches = 0
     with _listening(model, totals):
-        for batches, batch in enumerate(loader, 1):
+        for batch in loader:
             input = batch[0] if isinstance(batch, (list, tuple)) else batch
+            batches += 1
             model(input if device is None else input.to(device))
     if batches == 0:
         raise ValueError("update_bn: expected at least one batch in loader, got none")

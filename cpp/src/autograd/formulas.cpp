@@ -69,8 +69,6 @@ bool of_images(const Tensor& statistic) { return statistic.dim() == 2; }
 
 Tensor channel_sum(const Tensor& tensor) { return tensor.sum(summed(tensor.dim(), false)); }
 
-Term channel_sum(const Term& tensor) { return tensor.is_zero() ? Term() : Term(channel_sum(tensor.tensor())); }
-
 Tensor sum_as(const Tensor& statistic, const Tensor& tensor) {
   return tensor.sum(summed(tensor.dim(), of_images(statistic)));
 }

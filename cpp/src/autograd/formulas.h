@@ -43,7 +43,6 @@ Term per_channel(const Term& vector, const at::Tensor& like);
 
 /// Sum over all dimensions but the channels: [C].
 at::Tensor channel_sum(const at::Tensor& tensor);
-Term channel_sum(const Term& tensor);
 
 /// Sum over all dimensions but those of `statistic`: [C] or [N, C].
 at::Tensor sum_as(const at::Tensor& statistic, const at::Tensor& tensor);

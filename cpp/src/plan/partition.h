@@ -8,9 +8,11 @@
 namespace my_ops::plan {
 
 /// Contiguous runs shorter than this many values are walked like rows of a channels-last tensor: one row per image, its
-/// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty. A single image is
-/// walked by runs all the same: what a row prepares per column would be used once.
+/// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty.
 inline constexpr int64_t kShortRun = 256;
+
+/// The same of a single image, where what a row prepares per column is used only once.
+inline constexpr int64_t kShortRunOfOneImage = 8;
 
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
 inline constexpr int64_t kMaxColumns = 2048;
@@ -28,7 +30,8 @@ inline constexpr int64_t kMaxRunGroup = 64;
 /// True if regions are walked by rows (columns across channels), false if by runs (one channel after the other).
 /// Static: each instruction set keeps a copy of its own.
 static inline bool by_rows(const Shape& shape) {
-  return shape.layout == Layout::channels_last || (shape.s < kShortRun && shape.n > 1);
+  const int64_t short_run = shape.n == 1 ? kShortRunOfOneImage : kShortRun;
+  return shape.layout == Layout::channels_last || shape.s < short_run;
 }
 
 /// A grid of regions: groups of adjacent channels times chunks of their values. Problems side by side, as the images of

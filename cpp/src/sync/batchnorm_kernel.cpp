@@ -3,7 +3,7 @@
 #include <ATen/ops/cat.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "sync/collectives.h"
 
