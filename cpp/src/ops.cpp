@@ -176,4 +176,25 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
                  count);
 }
 
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
+  static const auto op = find("my_ops::conv_batchnorm_forward", conv_batchnorm_forward);
+  return op.call(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding, dilation, groups,
+                 training, momentum, eps, num_batches_tracked, activation, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::string_view activation, double slope, ConvOutputMask output_mask) {
+  static const auto op = find("my_ops::conv_batchnorm_backward", conv_batchnorm_backward);
+  return op.call(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd, stride, padding, dilation,
+                 groups, training, activation, slope, output_mask);
+}
+
 }  // namespace my_ops::ops

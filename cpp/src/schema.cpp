@@ -97,6 +97,20 @@ TORCH_LIBRARY(my_ops, m) {
       "Tensor? beta, Tensor mean, Tensor invstd, str activation, float slope, Tensor sum_dy, Tensor sum_dy_xhat, "
       "Tensor count) -> (Tensor grad_input, Tensor grad_residual)");
 
+  // Convolution, then batch norm (and an activation), without keeping what is between them: the backward operator runs
+  // the convolution anew. stride, padding and dilation have a number per spatial dimension.
+  m.def(
+      "conv_batchnorm_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training, float? momentum, float eps, Tensor(c!)? num_batches_tracked=None, str activation='identity', "
+      "float slope=0.) -> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "conv_batchnorm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
+      "Tensor? beta, Tensor save_mean, Tensor save_invstd, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training=True, str activation='identity', float slope=0., bool[5] output_mask=[True, True, True, True, "
+      "True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)");
+
   // What this library is and runs on.
   m.def("cpu_capability() -> str", &my_ops::cpu_capability);
   m.def("build_info() -> str", &my_ops::build_info);

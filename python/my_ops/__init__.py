@@ -10,8 +10,10 @@ __version__ = _load(__path__)["version"]
 
 # The modules below bind the operators, which exist from here on.
 from . import functional
+from .conv import ConvBatchNorm1d, ConvBatchNorm2d, ConvBatchNorm3d
 from .convert import convert_batchnorm, revert_batchnorm
 from .custom import BatchNormCustom
+from .folding import fuse_conv_bn
 from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
 from .functionalization import register as _register_functionalization
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
@@ -36,6 +38,9 @@ __all__ = [
     "BatchNormAct2d",
     "BatchNormAct3d",
     "BatchNormCustom",
+    "ConvBatchNorm1d",
+    "ConvBatchNorm2d",
+    "ConvBatchNorm3d",
     "FrozenBatchNorm",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
@@ -56,6 +61,7 @@ __all__ = [
     "convert_sync_batchnorm",
     "freeze_batchnorm",
     "functional",
+    "fuse_conv_bn",
     "revert_batchnorm",
     "update_bn",
 ]
