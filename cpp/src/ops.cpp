@@ -1,6 +1,8 @@
-#include "ops.h"
+#include "my_ops/ops.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+
+#include <utility>
 
 namespace my_ops::ops {
 namespace {
@@ -95,6 +97,38 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
   return op.call(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);
 }
 
+Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
+                            std::string group_name) {
+  static const auto op = find("my_ops::sync_batchnorm_apply", sync_batchnorm_apply);
+  return op.call(input, gamma, beta, mean, invstd, count, group_size, std::move(group_name));
+}
+
+Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::all_gather", all_gather);
+  return op.call(part, group_size, std::move(group_name));
+}
+
+Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::reduce_scatter", reduce_scatter);
+  return op.call(parts, group_size, std::move(group_name));
+}
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, const OptionalTensor& gamma,
+                                                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                                                        const OptionalTensor& running_var, double momentum,
+                                                        double eps) {
+  static const auto op = find("my_ops::instancenorm_forward", instancenorm_forward);
+  return op.call(input, gamma, beta, running_mean, running_var, momentum, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& gamma, const Tensor& save_mean,
+                                                         const Tensor& save_invstd, OutputMask output_mask) {
+  static const auto op = find("my_ops::instancenorm_backward", instancenorm_backward);
+  return op.call(grad_output, input, gamma, save_mean, save_invstd, output_mask);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
@@ -158,6 +192,27 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
   static const auto op = find("my_ops::batchnorm_act_backward_from_output", batchnorm_act_backward_from_output);
   return op.call(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd, training, activation,
                  slope, output_mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
+  static const auto op = find("my_ops::conv_batchnorm_forward", conv_batchnorm_forward);
+  return op.call(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding, dilation, groups,
+                 training, momentum, eps, num_batches_tracked, activation, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::string_view activation, double slope, ConvOutputMask output_mask) {
+  static const auto op = find("my_ops::conv_batchnorm_backward", conv_batchnorm_backward);
+  return op.call(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd, stride, padding, dilation,
+                 groups, training, activation, slope, output_mask);
 }
 
 }  // namespace my_ops::ops

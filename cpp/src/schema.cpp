@@ -4,7 +4,7 @@
 // N batch, C channels, S product of the spatial sizes, M = N*S values per channel.
 #include <torch/library.h>
 
-#include "info.h"
+#include "my_ops/info.h"
 
 TORCH_LIBRARY(my_ops, m) {
   // Whole batch normalization, one call each way. `training` chooses batch statistics (which then update the running
@@ -48,6 +48,27 @@ TORCH_LIBRARY(my_ops, m) {
       "batchnorm_backward_apply.out(Tensor grad_output, Tensor input, Tensor? gamma, Tensor mean, Tensor invstd, "
       "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count, *, Tensor(a!) out) -> Tensor(a!)");
 
+  // Synchronized over the `group_size` processes of the torch.distributed group named `group_name`, each of which has a
+  // part of the batch. all_gather: [R, ...] of [...]; reduce_scatter, its derivative: [...] of [R, ...].
+  m.def(
+      "sync_batchnorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float? momentum, float eps, Tensor(c!)? num_batches_tracked, int group_size, "
+      "str group_name) -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def(
+      "sync_batchnorm_apply(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, Tensor count, "
+      "int group_size, str group_name) -> Tensor");
+  m.def("all_gather(Tensor part, int group_size, str group_name) -> Tensor");
+  m.def("reduce_scatter(Tensor parts, int group_size, str group_name) -> Tensor");
+
+  // Instance normalization: batch normalization of every image by itself, with statistics [N, C]. Running statistics
+  // move towards the means over N. From running statistics it is batchnorm_forward with training = False.
+  m.def(
+      "instancenorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float momentum, float eps) -> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "instancenorm_backward(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
+      "bool[3] output_mask=[True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+
   // Batch normalization, a residual and an activation in the same passes: z = batchnorm(input) + residual and
   // output = act(z), act one of identity, relu, leaky_relu (slope), elu (alpha = slope), silu and gelu_tanh.
   //
@@ -89,6 +110,20 @@ TORCH_LIBRARY(my_ops, m) {
       "batchnorm_act_backward_apply(Tensor grad_output, Tensor input, Tensor? residual, Tensor? mask, Tensor? gamma, "
       "Tensor? beta, Tensor mean, Tensor invstd, str activation, float slope, Tensor sum_dy, Tensor sum_dy_xhat, "
       "Tensor count) -> (Tensor grad_input, Tensor grad_residual)");
+
+  // Convolution, then batch norm (and an activation), without keeping what is between them: the backward operator runs
+  // the convolution anew. stride, padding and dilation have a number per spatial dimension.
+  m.def(
+      "conv_batchnorm_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training, float? momentum, float eps, Tensor(c!)? num_batches_tracked=None, str activation='identity', "
+      "float slope=0.) -> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "conv_batchnorm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
+      "Tensor? beta, Tensor save_mean, Tensor save_invstd, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training=True, str activation='identity', float slope=0., bool[5] output_mask=[True, True, True, True, "
+      "True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)");
 
   // What this library is and runs on.
   m.def("cpu_capability() -> str", &my_ops::cpu_capability);

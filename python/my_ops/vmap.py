@@ -27,10 +27,12 @@ class _Kind(Enum):
     MASK = auto()  # a bit for each value of an image, or empty
     COUNT = auto()  # one for all channels
     COUNTER = auto()  # the same, and written
+    WEIGHT = auto()  # [C_out, C_in / groups, ...]
+    GROUPS = auto()  # of the channels, a number
     OTHER = auto()  # no tensor
 
 
-_IMAGE, _VECTOR, _STATE, _MASK, _COUNT, _COUNTER, _OTHER = _Kind
+_IMAGE, _VECTOR, _STATE, _MASK, _COUNT, _COUNTER, _WEIGHT, _GROUPS, _OTHER = _Kind
 _Dims = Sequence[Any]  # where the batch dimension of each argument is; None: not batched
 _Mapped = tuple[Any, Any]  # results, and where their batch dimensions are
 
@@ -51,12 +53,17 @@ class _Rule:
         return any(dim is not None for kind, dim in zip(self._arguments, dims, strict=False) if kind in kinds)
 
     def by_channels(self, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
-        """Images [N, B*C, ...], vectors [B*C]."""
+        """Images [N, B*C, ...], vectors [B*C], weights [B*C_out, ...] in B times the groups."""
         self._check_written(dims, args, _STATE)
         mapped, copied = list(args), []
+        for i, kind in enumerate(self._arguments[: len(args)]):
+            if kind is _GROUPS:
+                mapped[i] = info.batch_size * args[i]
         for i, kind, arg in self._tensors(args):
             if kind is _IMAGE:
                 mapped[i] = _into_channels(_batch_first(arg, dims[i], info.batch_size))
+            elif kind is _WEIGHT:
+                mapped[i] = _batch_first(arg, dims[i], info.batch_size).flatten(0, 1)
             elif kind in (_VECTOR, _STATE):
                 vectors = _batch_first(arg, dims[i], info.batch_size)
                 mapped[i] = vectors.reshape(-1)
@@ -65,7 +72,7 @@ class _Rule:
         results = self.op(*mapped)
         for vectors, copy in copied:
             vectors.copy_(copy.view(vectors.shape))
-        return self._split(results, {_IMAGE: 1, _VECTOR: 0}, info.batch_size)
+        return self._split(results, {_IMAGE: 1, _VECTOR: 0, _WEIGHT: 0}, info.batch_size)
 
     def by_samples(self, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
         """Images [B*N, C, ...], vectors [C]."""
@@ -150,6 +157,32 @@ _gather_stats = _Rule(  # the statistics of the parts, [R, C], are images to it
 _apply = _Rule("batchnorm_apply", (_IMAGE, *[_VECTOR] * 4), (_IMAGE,))
 _backward_reduce = _Rule("batchnorm_backward_reduce", (_IMAGE, _IMAGE, _VECTOR, _VECTOR), (_VECTOR, _VECTOR))
 _backward_apply = _Rule("batchnorm_backward_apply", (_IMAGE, _IMAGE, *[_VECTOR] * 5, _COUNT), (_IMAGE,))
+_instance_forward = _Rule(  # statistics [N, C] are images without spatial dimensions
+    "instancenorm_forward",
+    (_IMAGE, _VECTOR, _VECTOR, _STATE, _STATE, _OTHER, _OTHER),
+    (_IMAGE, _IMAGE, _IMAGE),
+)
+_instance_backward = _Rule(
+    "instancenorm_backward", (_IMAGE, _IMAGE, _VECTOR, _IMAGE, _IMAGE, _OTHER), (_IMAGE, _VECTOR, _VECTOR)
+)
+
+_conv = (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR)  # input, weight, bias, gamma, beta
+_geometry = (_OTHER, _OTHER, _OTHER, _GROUPS)  # stride, padding, dilation, groups
+_conv_training = _Rule(
+    "conv_batchnorm_forward",
+    (*_conv, _STATE, _STATE, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR),
+)
+_conv_eval = _Rule(
+    "conv_batchnorm_forward",
+    (*_conv, _VECTOR, _VECTOR, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR),
+)
+_conv_backward = _Rule(
+    "conv_batchnorm_backward",
+    (_IMAGE, *_conv, _VECTOR, _VECTOR, *_geometry),
+    (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR),
+)
 
 
 _act_forward_training = _Rule(
@@ -217,9 +250,26 @@ def _map_backward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     return _elementwise(_backward, info, dims, *args) if input_alone else _backward.by_channels(info, dims, *args)
 
 
+def _map_instance_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    rule, running = _instance_forward, args[3:5]
+    alone = rule.batched(dims, _VECTOR, _STATE) or any(tensor is not None for tensor in running)
+    return (rule.by_channels if alone else rule.by_samples)(info, dims, *args)
+
+
+def _map_instance_backward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    input_alone = len(args) == 6 and not any(args[5][1:])  # else sums are wanted
+    rule = _instance_backward
+    return _elementwise(rule, info, dims, *args) if input_alone else rule.by_channels(info, dims, *args)
+
+
 def _map_gather_stats(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     alone = _gather_stats.batched(dims, _COUNT, _COUNTER)
     return (_gather_stats.one_by_one if alone else _gather_stats.by_channels)(info, dims, *args)
+
+
+def _map_conv_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    rule = _conv_training if args[11] else _conv_eval
+    return (rule.one_by_one if rule.batched(dims, _COUNTER) else rule.by_channels)(info, dims, *args)
 
 
 def _has_bits(mask: Tensor | None) -> bool:
@@ -290,6 +340,10 @@ def register() -> None:
     _register("batchnorm_apply", partial(_elementwise, _apply))
     _register("batchnorm_backward_reduce", _backward_reduce.by_channels)
     _register("batchnorm_backward_apply", partial(_elementwise, _backward_apply))
+    _register("instancenorm_forward", _map_instance_forward)
+    _register("instancenorm_backward", _map_instance_backward)
+    _register("conv_batchnorm_forward", _map_conv_forward)
+    _register("conv_batchnorm_backward", _conv_backward.by_channels)
     _register("batchnorm_act_forward", _map_act_forward)
     _register("batchnorm_act_backward", partial(_map_act_backward, _act_backward))
     _register("batchnorm_act_apply", _map_act_apply)

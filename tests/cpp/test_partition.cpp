@@ -30,6 +30,8 @@ const std::vector<Shape> kShapes = {{32, 64, 112 * 112, Layout::contiguous},
                                     {8, 3, 1 << 18, Layout::contiguous},
                                     {2, 5000, 255, Layout::contiguous},
                                     {2, 5000, 256, Layout::contiguous},
+                                    {1, 5000, 49, Layout::contiguous},
+                                    {1, 5000, 2, Layout::contiguous},
                                     {3, 7, 4097, Layout::contiguous},
                                     {32, 64, 112 * 112, Layout::channels_last},
                                     {32, 2048, 49, Layout::channels_last},
@@ -85,6 +87,25 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PartitionTest,
                                           testing::Values(Cut{plan::reduction_partition},
                                                           Cut{plan::elementwise_partition}),
                                           testing::Values(int64_t{2}, int64_t{4}, int64_t{8})));
+
+// Images that are problems of their own: the regions of each tile its values, which lie behind those of the one before.
+TEST(InstancePartition, TilesEveryImage) {
+  const Shape shape{3, 2500, 49, Layout::channels_last};
+  const Partition part = plan::instance_partition(shape, 4);
+  ASSERT_EQ(part.results(), 3 * 2500);
+  ASSERT_EQ(part.groups(), 3 * part.groups_of_image());
+  int64_t result = 0;
+  for (int64_t g = 0; g < part.groups(); ++g) {
+    const Region first = part.region(g, 0);
+    const Region last = part.region(g, part.chunks() - 1);
+    EXPECT_EQ(part.first_result(first) + first.c0, result);
+    EXPECT_EQ(first.image, g / part.groups_of_image());
+    EXPECT_EQ(first.b, first.image * 49);
+    EXPECT_EQ(last.e, first.b + 49);
+    result += first.c1 - first.c0;
+  }
+  EXPECT_EQ(result, part.results());
+}
 
 // A few huge channels must still occupy many cores, without the result depending on how many there are.
 TEST(ReductionPartition, CutsHugeChannelsIntoChunks) {

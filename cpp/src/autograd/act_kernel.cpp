@@ -8,7 +8,7 @@
 #include "autograd/forward_formulas.h"
 #include "autograd/node.h"
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
 

@@ -5,7 +5,7 @@
 #include "autograd/forward_formulas.h"
 #include "autograd/node.h"
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 
 namespace my_ops::autograd {
@@ -16,6 +16,7 @@ using ops::OutputMask;
 /// batchnorm_forward as a function of (input, gamma, beta).
 ///
 /// output's gradient goes through batchnorm_backward. In training the saved statistics are functions of the input too.
+/// In eval with a constant gamma, dx = gamma*invstd*dy: the input is not saved, and dy takes its place.
 class ForwardNode : public SavingNode<ForwardNode, 4> {
  public:
   enum Saved { kInput, kGamma, kMean, kInvstd };
@@ -23,7 +24,8 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
   std::string name() const override { return "MyOpsBatchnormForwardBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    const Tensor input = saved(kInput);
+    Tensor input = saved(kInput);
+    if (!input.defined()) input = grads[0];
     const OptionalTensor gamma = saved_optional(kGamma);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
@@ -122,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<ForwardNode>(input, gamma, beta);
     node->constants.training = training;
-    node->save(ForwardNode::kInput, input);
+    if (training || torch::autograd::compute_requires_grad(gamma)) node->save(ForwardNode::kInput, input);
     node->save(ForwardNode::kGamma, gamma);
     if (beta) node->constants.beta_dtype = beta->scalar_type();
   }

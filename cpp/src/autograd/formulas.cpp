@@ -31,6 +31,12 @@ Tensor in_dtype(const Tensor& tensor, at::ScalarType dtype) {
 }
 
 Tensor per_channel(const Tensor& vector, const Tensor& like) {
+  if (vector.dim() == 2) {
+    std::vector<c10::SymInt> sizes(like.dim(), 1);
+    sizes[0] = vector.sym_size(0);
+    sizes[1] = vector.sym_size(1);
+    return vector.reshape_symint(sizes);
+  }
   std::vector<int64_t> sizes(like.dim(), 1);
   sizes[1] = -1;
   return vector.reshape(sizes);
@@ -40,22 +46,41 @@ Term per_channel(const Term& vector, const Tensor& like) {
   return vector.is_zero() ? Term() : Term(per_channel(vector.tensor(), like));
 }
 
-Tensor channel_sum(const Tensor& tensor) {
+namespace {
+
+/// The dimensions of an image that a statistic is taken over: all but the second, for [N, C] but the first two.
+std::vector<int64_t> summed(int64_t rank, bool of_images) {
   std::vector<int64_t> dims;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
+  for (int64_t d = of_images ? 2 : 0; d < rank; ++d) {
     if (d != 1) dims.push_back(d);
   }
-  return tensor.sum(dims);
+  return dims;
 }
 
-Term channel_sum(const Term& tensor) { return tensor.is_zero() ? Term() : Term(channel_sum(tensor.tensor())); }
-
-c10::SymInt values_per_channel(const Tensor& tensor) {
+c10::SymInt values_along(const Tensor& tensor, const std::vector<int64_t>& dims) {
   c10::SymInt values = 1;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (d != 1) values = values * tensor.sym_size(d);
-  }
+  for (const int64_t d : dims) values = values * tensor.sym_size(d);
   return values == 0 ? c10::SymInt(1) : values;
+}
+
+bool of_images(const Tensor& statistic) { return statistic.dim() == 2; }
+
+}  // namespace
+
+Tensor channel_sum(const Tensor& tensor) { return tensor.sum(summed(tensor.dim(), false)); }
+
+Tensor sum_as(const Tensor& statistic, const Tensor& tensor) {
+  return tensor.sum(summed(tensor.dim(), of_images(statistic)));
+}
+
+Term sum_as(const Tensor& statistic, const Term& tensor) {
+  return tensor.is_zero() ? Term() : Term(sum_as(statistic, tensor.tensor()));
+}
+
+c10::SymInt values_per_channel(const Tensor& tensor) { return values_along(tensor, summed(tensor.dim(), false)); }
+
+c10::SymInt values_per(const Tensor& statistic, const Tensor& tensor) {
+  return values_along(tensor, summed(tensor.dim(), of_images(statistic)));
 }
 
 Normalized::Normalized(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& gamma, const Tensor& mean,
@@ -79,7 +104,7 @@ Term Normalized::scale_tangent(const Tangents& t) const {
 BackwardApplyGradients backward_apply_gradients(const Tensor& u_, const Normalized& in, const Tensor& m1,
                                                 const Tensor& m2) {
   const Tensor u = u_.to(in.dy.scalar_type());
-  const Tensor sum_u_dy = channel_sum(u * in.dy);
+  const Tensor sum_u_dy = in.sum(u * in.dy);
   BackwardApplyGradients out;
   out.dy = u * per_channel(in.scale(), u);
   if (!m1.defined()) {
@@ -87,8 +112,8 @@ BackwardApplyGradients backward_apply_gradients(const Tensor& u_, const Normaliz
     out.invstd = in.times_gamma(sum_u_dy);
     return out;
   }
-  const Tensor sum_u = channel_sum(u);
-  const Tensor sum_u_xhat = channel_sum(u * in.xhat());
+  const Tensor sum_u = in.sum(u);
+  const Tensor sum_u_xhat = in.sum(u * in.xhat());
   const Tensor inner = sum_u_dy - sum_u * m1 - sum_u_xhat * m2;
   const Tensor slope = in.scale() * in.invstd * m2;  // of dx along -U, in x
   out.x = -u * per_channel(slope, u);
@@ -106,13 +131,26 @@ BackwardReduceGradients backward_reduce_gradients(const Tensor& a_, const Tensor
   const Tensor b = b_.defined() ? b_.to(dtype) : at::zeros_like(in.invstd);
   const Tensor slope = b * in.invstd;
   return {per_channel(a, in.dy) + in.centered * per_channel(slope, in.dy), in.dy * per_channel(slope, in.dy),
-          -slope * channel_sum(in.dy), b * channel_sum(in.dy * in.centered)};
+          -slope * in.sum_dy(), b * in.sum(in.dy * in.centered)};
+}
+
+Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& x, const Tensor& mean,
+                          const Tensor& invstd) {
+  const c10::Scalar count(values_per(mean, x));
+  Tensor gradient;
+  if (grad_mean.defined()) gradient = per_channel(grad_mean / count, x).expand_symint(x.sym_sizes());
+  if (grad_invstd.defined()) {
+    const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
+    const Tensor centered = x.to(mean.scalar_type()) - per_channel(mean, x);
+    gradient = (Term(gradient) + centered * per_channel(slope, x)).tensor();
+  }
+  return in_dtype(gradient, x.scalar_type());
 }
 
 SumTangents backward_reduce_tangents(const Normalized& in, const Tangents& t) {
   Term terms = in.xhat_tangent(t) * in.dy;
   if (!t.dy.is_zero()) terms = terms + t.dy * in.xhat();
-  return {channel_sum(t.dy), channel_sum(terms)};
+  return {sum_as(in.invstd, t.dy), sum_as(in.invstd, terms)};
 }
 
 Term backward_apply_tangent(const Normalized& in, const Tangents& t, const Term& m1, const Term& m2,

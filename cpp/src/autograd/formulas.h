@@ -3,6 +3,9 @@
 //
 // Every operator is treated as an honest function of its explicit arguments. save_mean and save_invstd are arguments of
 // the backward operator like any other, and autograd adds what flows through them to the forward operator.
+//
+// Vectors are [C]. Where every image has statistics of its own (instance norm) those are matrices [N, C], and so is all
+// that belongs to them; the formulas are the same, sums going over what a statistic is taken of.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -34,16 +37,22 @@ class Term {
 /// Undefined stays undefined.
 at::Tensor in_dtype(const at::Tensor& tensor, at::ScalarType dtype);
 
-/// A [C] vector as [1, C, 1, ...], to broadcast against `like`.
+/// A [C] vector as [1, C, 1, ...], or a matrix [N, C] as [N, C, 1, ...], to broadcast against `like`.
 at::Tensor per_channel(const at::Tensor& vector, const at::Tensor& like);
 Term per_channel(const Term& vector, const at::Tensor& like);
 
 /// Sum over all dimensions but the channels: [C].
 at::Tensor channel_sum(const at::Tensor& tensor);
-Term channel_sum(const Term& tensor);
+
+/// Sum over all dimensions but those of `statistic`: [C] or [N, C].
+at::Tensor sum_as(const at::Tensor& statistic, const at::Tensor& tensor);
+Term sum_as(const at::Tensor& statistic, const Term& tensor);
 
 /// M, the values per channel, to divide by: 1 if there are none, whose sums are 0.
 c10::SymInt values_per_channel(const at::Tensor& tensor);
+
+/// How many values of `tensor` a `statistic` is taken of: M, or S if it is [N, C].
+c10::SymInt values_per(const at::Tensor& statistic, const at::Tensor& tensor);
 
 /// The tangents of the arguments of one channel-wise problem, in the accumulation dtype.
 struct Tangents {
@@ -68,8 +77,9 @@ struct Normalized {
   at::Tensor xhat() const { return centered * per_channel(invstd, centered); }
   at::Tensor scale() const { return gamma.defined() ? gamma * invstd : invstd; }
   at::Tensor times_gamma(const at::Tensor& vector) const { return gamma.defined() ? gamma * vector : vector; }
-  at::Tensor sum_dy() const { return channel_sum(dy); }
-  at::Tensor sum_dy_xhat() const { return channel_sum(dy * xhat()); }
+  at::Tensor sum(const at::Tensor& tensor) const { return sum_as(invstd, tensor); }
+  at::Tensor sum_dy() const { return sum(dy); }
+  at::Tensor sum_dy_xhat() const { return sum(dy * xhat()); }
 
   /// xhat' = r*(x' - mean') + (x - mean)*r'
   Term xhat_tangent(const Tangents& t) const;
@@ -108,6 +118,11 @@ struct BackwardReduceGradients {
 /// With a, b the gradients of the two sums (undefined: zero):
 ///   d/d dy = a + b*xhat    d/d x = b*r*dy    d/d mean = -b*r*sum(dy)    d/d r = b*sum(dy*(x - mean))
 BackwardReduceGradients backward_reduce_gradients(const at::Tensor& a, const at::Tensor& b, const Normalized& in);
+
+/// What flows back to x through batch statistics, with M values each (undefined: no gradient, and none flows):
+///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
+at::Tensor through_statistics(const at::Tensor& grad_mean, const at::Tensor& grad_invstd, const at::Tensor& x,
+                              const at::Tensor& mean, const at::Tensor& invstd);
 
 /// Tangents of the two sums:  sum_dy' = sum dy'        sum_dy_xhat' = sum(dy'*xhat + dy*xhat')
 struct SumTangents {

@@ -1,25 +1,12 @@
 #include "autograd/forward_formulas.h"
 
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 
 namespace my_ops::autograd {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-Tensor through_statistics(const Tensor& grad_mean, const Tensor& grad_invstd, const Tensor& input, const Tensor& mean,
-                          const Tensor& invstd) {
-  const c10::Scalar count(values_per_channel(input));
-  Term gradient;
-  if (grad_mean.defined()) gradient = per_channel(grad_mean / count, input).expand_symint(input.sym_sizes());
-  if (grad_invstd.defined()) {
-    const Tensor slope = -grad_invstd * invstd * invstd * invstd / count;
-    const Tensor centered = input.to(mean.scalar_type()) - per_channel(mean, input);
-    gradient = gradient + centered * per_channel(slope, input);
-  }
-  return in_dtype(gradient.tensor(), input.scalar_type());
-}
 
 ForwardTangents forward_tangents(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                                  bool training, const Tensor& mean, const Tensor& invstd) {

@@ -1,5 +1,4 @@
-// What the derivatives of the whole forward operators have in common: the saved statistics, which in training are
-// functions of the input, and the tangents.
+// Tangents that the whole forward operators have in common.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,11 +8,6 @@
 #include "autograd/formulas.h"
 
 namespace my_ops::autograd {
-
-/// The gradient of input through the statistics of a batch, undefined where both of theirs are:
-///   d mean / dx = 1/M      d invstd / dx = -invstd^3 * (x - mean) / M
-at::Tensor through_statistics(const at::Tensor& grad_mean, const at::Tensor& grad_invstd, const at::Tensor& input,
-                              const at::Tensor& mean, const at::Tensor& invstd);
 
 struct ForwardTangents {
   Term output;

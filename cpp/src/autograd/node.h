@@ -23,6 +23,8 @@
 
 #include "autograd/formulas.h"
 #include "plan/activation.h"
+#include "plan/convolution.h"
+#include "sync/collectives.h"
 
 namespace my_ops::autograd {
 
@@ -60,6 +62,8 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 struct Constants {
   bool training = true;
   at::ScalarType beta_dtype = at::kFloat;
+  plan::Convolution convolution;
+  sync::Group group;
   plan::Activation activation = plan::Activation::identity;
   double slope = 0;
 };
@@ -87,6 +91,11 @@ class SavingNode : public torch::autograd::Node {
     for (const bool wanted : all_wanted()) args.collect(wanted);
     args.collect(constants.training);
     args.collect(constants.beta_dtype);
+    const auto& [stride, padding, dilation, groups] = constants.convolution;
+    for (const auto* numbers : {&stride, &padding, &dilation}) args.collect(*numbers);
+    args.collect(groups);
+    args.collect(constants.group.size);
+    args.collect(constants.group.name);
     args.collect(static_cast<int64_t>(constants.activation));
     args.collect(constants.slope);
   }

@@ -19,7 +19,7 @@
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/invertible.h"
 #include "plan/problem.h"

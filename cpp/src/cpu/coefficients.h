@@ -10,16 +10,17 @@ template <class A>
 class ForwardScratch {
  public:
   ForwardScratch(int64_t channels, const std::optional<at::Tensor>& gamma, const std::optional<at::Tensor>& beta,
-                 const at::Tensor& mean, const at::Tensor& invstd, double eps)
-      : gamma_(gamma, channels, A(1)), beta_(beta, channels, A(0)), memory_(3 * channels) {
+                 const at::Tensor& mean, const at::Tensor& invstd, double eps, int64_t images = 1)
+      : gamma_(gamma, channels, A(1)), beta_(beta, channels, A(0)), memory_(3 * images * channels) {
     A* scratch = memory_;
+    const int64_t results = images * channels;
     channels_ = {gamma_.data(),
                  beta_.data(),
                  write<A>(mean),
                  write<A>(invstd),
                  scratch,
-                 scratch + channels,
-                 scratch + 2 * channels,
+                 scratch + results,
+                 scratch + 2 * results,
                  nullptr,
                  nullptr,
                  0.0,
@@ -27,7 +28,16 @@ class ForwardScratch {
   }
 
   ForwardChannels<A>& channels() { return channels_; }
-  ForwardCoefficients<A> coefficients() const { return {channels_.center, channels_.scale, channels_.shift}; }
+  ForwardCoefficients<A> coefficients(int64_t first = 0) const {
+    return {channels_.center + first, channels_.scale + first, channels_.shift + first};
+  }
+
+  /// Those of the image whose results begin at `first`: under the same gamma and beta.
+  ForwardChannels<A> channels_of_image(int64_t first) const {
+    ForwardChannels<A> image = channels_;
+    for (A** results : {&image.mean, &image.invstd, &image.center, &image.scale, &image.shift}) *results += first;
+    return image;
+  }
 
  private:
   ChannelVector<A> gamma_;
@@ -40,18 +50,25 @@ template <class A>
 class BackwardScratch {
  public:
   BackwardScratch(int64_t channels, const std::optional<at::Tensor>& gamma, const at::Tensor& mean,
-                  const at::Tensor& invstd)
-      : gamma_(gamma, channels, A(1)), mean_(mean), invstd_(invstd), memory_(3 * channels) {
+                  const at::Tensor& invstd, int64_t images = 1)
+      : gamma_(gamma, channels, A(1)), mean_(mean), invstd_(invstd), memory_(3 * images * channels) {
     A* scratch = memory_;
-    channels_ = {gamma_.data(), invstd_.data(), scratch, scratch + channels, scratch + 2 * channels};
+    const int64_t results = images * channels;
+    channels_ = {gamma_.data(), invstd_.data(), scratch, scratch + results, scratch + 2 * results};
   }
 
   const A* mean() const { return mean_.data(); }
   const A* invstd() const { return invstd_.data(); }
   const BackwardChannels<A>& channels() const { return channels_; }
 
-  BackwardCoefficients<A> training() const {
-    return {mean_.data(), channels_.dy_scale, channels_.x_scale, channels_.shift};
+  /// Those of the image whose results begin at `first`: under the same gamma.
+  BackwardChannels<A> channels_of_image(int64_t first) const {
+    return {channels_.gamma, channels_.invstd + first, channels_.dy_scale + first, channels_.x_scale + first,
+            channels_.shift + first};
+  }
+
+  BackwardCoefficients<A> training(int64_t first = 0) const {
+    return {mean_.data() + first, channels_.dy_scale + first, channels_.x_scale + first, channels_.shift + first};
   }
   BackwardCoefficients<A> eval(int64_t channels) {
     for (int64_t c = 0; c < channels; ++c) channels_.dy_scale[c] = channels_.gamma[c] * channels_.invstd[c];

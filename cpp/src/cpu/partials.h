@@ -8,10 +8,10 @@ namespace my_ops::cpu {
 
 class Partials {
  public:
-  explicit Partials(const plan::Partition& part) : part_(part), memory_(2 * part.chunks() * part.channels) {}
+  explicit Partials(const plan::Partition& part) : part_(part), memory_(2 * part.chunks() * part.results()) {}
 
-  double* first(int64_t chunk) { return memory_ + 2 * chunk * part_.channels; }
-  double* second(int64_t chunk) { return first(chunk) + part_.channels; }
+  double* first(int64_t chunk) { return memory_ + 2 * chunk * part_.results(); }
+  double* second(int64_t chunk) { return first(chunk) + part_.results(); }
 
   /// (mean, M2) of all chunks of the channels c0..c1-1, in the place of chunk 0.
   void merge_moments(int64_t c0, int64_t c1) {

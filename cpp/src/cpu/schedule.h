@@ -22,7 +22,7 @@ inline constexpr int64_t kParallelElements = 32768;
 inline constexpr int64_t kFinishedChannels = 512;
 
 inline int64_t grain(const Partition& part, int64_t tasks) {
-  return part.channels * part.values < kParallelElements ? tasks : 1;
+  return part.results() * part.values < kParallelElements ? tasks : 1;
 }
 
 enum class Order { forwards, backwards };
@@ -40,10 +40,10 @@ void for_regions(const Partition& part, Order order, Body body) {
   });
 }
 
-/// finish(c0, c1) for all channels.
+/// finish(c0, c1) for all channels, those of each image behind those of the one before.
 template <class Finish>
 void for_channels(const Partition& part, Finish finish) {
-  at::parallel_for(0, part.channels, kFinishedChannels, [&](int64_t c0, int64_t c1) { finish(c0, c1); });
+  at::parallel_for(0, part.results(), kFinishedChannels, [&](int64_t c0, int64_t c1) { finish(c0, c1); });
 }
 
 /// reduce(region, chunk) everywhere, and finish(c0, c1) once all chunks of these channels are reduced.
@@ -69,7 +69,7 @@ void reduce_and_map(const Partition& part, Reduce reduce_region, Finish finish, 
     for (int64_t g = begin; g < end; ++g) {
       for (int64_t k = 0; k < chunks; ++k) reduce_region(part.region(g, k), k);
       const Region last = part.region(g, chunks - 1);
-      finish(last.c0, last.c1);
+      finish(part.first_result(last) + last.c0, part.first_result(last) + last.c1);
       for (int64_t k = chunks - 1; k >= 0; --k) map(part.region(g, k));
     }
   });

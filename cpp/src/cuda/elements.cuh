@@ -74,7 +74,7 @@ __device__ __forceinline__ void store(T* address, const Packed<T, V>& packed) {
 template <class A>
 __device__ A read(const Vector& vector, int64_t c, A absent) {
   if (vector.data == nullptr) return absent;
-  const int64_t i = c * vector.stride;
+  const int64_t i = (vector.period == 0 ? c : c % vector.period) * vector.stride;
   switch (vector.type) {
     case ElementType::float64:
       return static_cast<A>(static_cast<const double*>(vector.data)[i]);

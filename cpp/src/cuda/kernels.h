@@ -12,11 +12,13 @@ namespace my_ops::cuda {
 
 enum class ElementType : int32_t { float64, float32, bfloat16, float16 };
 
-/// One value per channel, of any type and stride. No data: an argument that is absent.
+/// One value per channel, of any type and stride. No data: an argument that is absent. With a period, that of channel c
+/// is element c modulo the period: instance norm has N*C channels under C values of gamma.
 struct Vector {
   void* data = nullptr;
   int64_t stride = 1;
   ElementType type = ElementType::float32;
+  int64_t period = 0;
 };
 
 /// Running statistics, each optional. `counter`: num_batches_tracked, if given; it is incremented.

@@ -3,7 +3,7 @@
 #include <torch/library.h>
 
 #include "meta/results.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 
 namespace my_ops {

@@ -41,9 +41,10 @@ class Checker {
  public:
   Checker(const char* op, Argument input) : op_(op), name_(input.name), input_(input.tensor) {}
 
-  void rank_and_dtype() const {
+  void rank_and_dtype(int64_t rank = 2) const {
     strided({name_, input_});
-    TORCH_CHECK(input_.dim() >= 2, op_, ": expected input of rank 2 or more, got shape ", input_.sym_sizes());
+    TORCH_CHECK(input_.dim() >= rank, op_, ": expected input of rank ", rank, " or more, got shape ",
+                input_.sym_sizes());
     const ScalarType got = input_.scalar_type();
     TORCH_CHECK(got == at::kDouble || got == at::kFloat || is_half(got), op_,
                 ": expected input of dtype float64, float32, bfloat16 or float16, got ", dtype_name(got));
@@ -95,6 +96,15 @@ class Checker {
   void statistic(Argument a) const {
     device(a);
     channels(a);
+    dtype(a, accumulation_dtype(input_.scalar_type()));
+  }
+
+  /// The same of every image: [N, C].
+  void instance_statistic(Argument a) const {
+    device(a);
+    const auto wanted = input_.sym_sizes().slice(0, 2);
+    TORCH_CHECK(a.tensor.dim() == 2 && a.tensor.sym_sizes() == wanted, op_, ": expected ", a.name, " of shape ", wanted,
+                ", got ", a.tensor.sym_sizes());
     dtype(a, accumulation_dtype(input_.scalar_type()));
   }
 
@@ -453,6 +463,50 @@ void check_act_backward_from_output(const Tensor& grad_output, const Tensor& out
   check.statistic({"save_mean", save_mean});
   check.statistic({"save_invstd", save_invstd});
   check.kept({"kept", kept}, {"kept_input", kept_input});
+}
+
+void check_sync_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+                        int64_t group_size) {
+  const char* op = "sync_batchnorm_forward";
+  const Checker check(op, {"input", input});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.parameter("running_mean", running_mean);
+  check.parameter("running_var", running_var);
+  check.counter(num_batches_tracked);
+  check.eps_of_batch(eps);
+  check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  TORCH_CHECK(group_size > 0, op, ": expected group_size > 0, got ", group_size);
+}
+
+void check_instance_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps) {
+  const char* op = "instancenorm_forward";
+  const Checker check(op, {"input", input});
+  check.rank_and_dtype(3);
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.parameter("running_mean", running_mean);
+  check.parameter("running_var", running_var);
+  const auto numel = input.sym_numel();
+  TORCH_CHECK_VALUE(numel == 0 || numel != input.sym_size(0) * input.sym_size(1), op,
+                    ": expected more than 1 spatial value, got input of shape ", input.sym_sizes());
+  TORCH_CHECK_VALUE(eps >= 0, op, ": expected eps >= 0, got ", eps);
+  check.own_memory({{"running_mean", &running_mean}, {"running_var", &running_var}},
+                   {{"gamma", &gamma}, {"beta", &beta}});
+}
+
+void check_instance_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
+                             const Tensor& save_mean, const Tensor& save_invstd) {
+  const Checker check("instancenorm_backward", {"input", input});
+  check.rank_and_dtype(3);
+  check.like_input({"grad_output", grad_output});
+  check.parameter("gamma", gamma);
+  check.instance_statistic({"save_mean", save_mean});
+  check.instance_statistic({"save_invstd", save_invstd});
 }
 
 void check_forward_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,

@@ -39,6 +39,18 @@ void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input
                           const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                           const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
+/// That there is more than one value per channel is known once all ranks have answered.
+void check_sync_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
+                        int64_t group_size);
+
+void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps);
+
+void check_instance_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
+                             const at::Tensor& save_mean, const at::Tensor& save_invstd);
+
 /// The activation of that name; ValueError if there is none.
 Activation activation_named(const char* op, std::string_view name);
 

@@ -22,9 +22,10 @@ int64_t even_part(int64_t total, int64_t most, int64_t unit) {
 }
 
 Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
-  const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
+  const bool adjacent = shape.layout == Layout::channels_last;
+  const int64_t inner = adjacent ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
-  const int64_t most = kMaxColumns / inner;
+  const int64_t most = (adjacent ? kMaxAdjacentColumns : kMaxColumns) / inner;
   int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
   while (aligned > most) aligned /= 2;
   const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
@@ -44,9 +45,11 @@ int64_t chunk_of_images(const Shape& shape, int64_t values) {
 }  // namespace
 
 Region Partition::region(int64_t group_index, int64_t chunk_index) const {
-  const int64_t c0 = group_index * group;
+  const int64_t image = group_index / groups_of_image();
+  const int64_t c0 = (group_index - image * groups_of_image()) * group;
+  const int64_t first = image * values;
   const int64_t b = chunk_index * chunk;
-  return {c0, std::min(channels, c0 + group), b, std::min(values, b + chunk)};
+  return {c0, std::min(channels, c0 + group), first + b, first + std::min(values, b + chunk), image};
 }
 
 Partition reduction_partition(const Shape& shape, int64_t bytes_per_value) {
@@ -67,6 +70,12 @@ Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   const int64_t values = kRegionBytes / (group * element_size);
   // A part of an image only where a single channel's is large.
   return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};
+}
+
+Partition instance_partition(const Shape& shape, int64_t bytes_per_value) {
+  Partition part = reduction_partition({1, shape.c, shape.s, shape.layout}, bytes_per_value);
+  part.images = shape.n;
+  return part;
 }
 
 }  // namespace my_ops::plan

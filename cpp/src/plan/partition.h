@@ -11,8 +11,15 @@ namespace my_ops::plan {
 /// columns the (channel, position) pairs. A vector then spans channels instead of being mostly empty.
 inline constexpr int64_t kShortRun = 256;
 
+/// The same of a single image, where what a row prepares per column is used only once.
+inline constexpr int64_t kShortRunOfOneImage = 8;
+
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
-inline constexpr int64_t kMaxColumns = 1024;
+inline constexpr int64_t kMaxColumns = 2048;
+
+/// Of channels-last rows, which follow each other in memory: shorter ones leave more of the L1 cache to the data. The
+/// pieces of images that make up the rows of a contiguous tensor gain more by being long: each is a place of its own.
+inline constexpr int64_t kMaxAdjacentColumns = 1024;
 
 /// Stretches of memory that are walked together: of several images, or rows of several parts of a region.
 inline constexpr int64_t kSideBySide = 4;
@@ -22,17 +29,27 @@ inline constexpr int64_t kMaxRunGroup = 64;
 
 /// True if regions are walked by rows (columns across channels), false if by runs (one channel after the other).
 /// Static: each instruction set keeps a copy of its own.
-static inline bool by_rows(const Shape& shape) { return shape.layout == Layout::channels_last || shape.s < kShortRun; }
+static inline bool by_rows(const Shape& shape) {
+  const int64_t short_run = shape.n == 1 ? kShortRunOfOneImage : kShortRun;
+  return shape.layout == Layout::channels_last || shape.s < short_run;
+}
 
-/// A grid of regions: groups of adjacent channels times chunks of their values.
+/// A grid of regions: groups of adjacent channels times chunks of their values. Problems side by side, as the images of
+/// a channels-last instance norm are, have groups of their own.
 struct Partition {
-  int64_t channels;  // C
-  int64_t values;    // M
-  int64_t group;     // channels per group
-  int64_t chunk;     // values per chunk; whole images where a group has several channels
+  int64_t channels;    // C
+  int64_t values;      // M
+  int64_t group;       // channels per group
+  int64_t chunk;       // values per chunk; whole images where a group has several channels
+  int64_t images = 1;  // problems of M values per channel, one behind the other
 
-  int64_t groups() const { return (channels + group - 1) / group; }
+  int64_t groups() const { return images * groups_of_image(); }
+  int64_t groups_of_image() const { return (channels + group - 1) / group; }
   int64_t chunks() const { return (values + chunk - 1) / chunk; }
+  /// Results per channel: C for each image.
+  int64_t results() const { return images * channels; }
+  /// Where those of the region's image begin.
+  int64_t first_result(const Region& region) const { return region.image * channels; }
   Region region(int64_t group_index, int64_t chunk_index) const;
 };
 
@@ -42,5 +59,8 @@ Partition reduction_partition(const Shape& shape, int64_t bytes_per_value);
 
 /// For passes that map element by element: regions follow each other in memory.
 Partition elementwise_partition(const Shape& shape, int64_t element_size);
+
+/// reduction_partition of every image by itself.
+Partition instance_partition(const Shape& shape, int64_t bytes_per_value);
 
 }  // namespace my_ops::plan

@@ -57,6 +57,15 @@ Shape shape_of(const at::Tensor& dense) {
   return {n, c, s, Layout::contiguous};
 }
 
+Shape instance_shape_of(const at::Tensor& dense) {
+  const int64_t n = dense.size(0);
+  const int64_t c = dense.size(1);
+  int64_t s = 1;
+  for (int64_t d = 2; d < dense.dim(); ++d) s *= dense.size(d);
+  if (dense.is_contiguous()) return {1, n * c, s, Layout::contiguous};
+  return {n, c, s, Layout::channels_last};
+}
+
 at::ScalarType accumulation_dtype(at::ScalarType input) { return input == at::kDouble ? at::kDouble : at::kFloat; }
 
 }  // namespace my_ops::plan

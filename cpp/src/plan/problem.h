@@ -21,6 +21,10 @@ at::Tensor dense_like(const at::Tensor& tensor, const at::Tensor& like);
 /// a single channel is one run of M values.
 Shape shape_of(const at::Tensor& dense);
 
+/// The shape in which every image of a dense tensor has statistics of its own: (1, N*C, S) contiguous, a view, or N
+/// problems of S rows, (N, S, C) channels last.
+Shape instance_shape_of(const at::Tensor& dense);
+
 /// float64 for float64, float32 for float32, bfloat16 and float16: what statistics are kept and sums are returned in.
 at::ScalarType accumulation_dtype(at::ScalarType input);
 

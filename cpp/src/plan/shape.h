@@ -19,12 +19,14 @@ struct Shape {
   Layout layout;
 };
 
-/// A rectangle of work: the values b..e-1 of the channels c0..c1-1.
+/// A rectangle of work: the values b..e-1 of the channels c0..c1-1. Where images are problems of their own, those of
+/// one image.
 struct Region {
   int64_t c0;
   int64_t c1;
   int64_t b;
   int64_t e;
+  int64_t image = 0;
 };
 
 }  // namespace my_ops::plan

@@ -1,27 +1,12 @@
 // bfloat16: the high half of a float. One load of 32-bit lanes brings two values per lane, the even one in the low half
-// and the odd one in the high half; they are kept as two vectors of floats, so that widening is one instruction each
-// and narrowing needs no permutation.
+// and the odd one in the high half; the even ones are the first vector of the pair, so that widening is one instruction
+// each and narrowing needs no permutation.
 #pragma once
 
-#include "cpu/simd/vec.h"
+#include "cpu/simd/pair.h"
 
 namespace my_ops::cpu {
 namespace {
-
-struct Pair {
-  Vec<float> even;
-  Vec<float> odd;
-};
-
-template <>
-struct PackOf<bfloat16> {
-  using type = Pair;
-};
-
-MY_OPS_INLINE Pair operator+(Pair a, Pair b) { return {a.even + b.even, a.odd + b.odd}; }
-MY_OPS_INLINE Pair operator-(Pair a, Pair b) { return {a.even - b.even, a.odd - b.odd}; }
-MY_OPS_INLINE Pair operator*(Pair a, Pair b) { return {a.even * b.even, a.odd * b.odd}; }
-MY_OPS_INLINE Pair& operator+=(Pair& a, Pair b) { return a = a + b; }
 
 MY_OPS_INLINE Pair widen(Bits bits) {
   return {bit_cast<Vec<float>>(bits << 16), bit_cast<Vec<float>>(bits & 0xffff0000)};
@@ -34,7 +19,7 @@ MY_OPS_INLINE Bits rounded(Vec<float> v) {
   return bits + 0x7fff + ((bits >> 16) & 1);
 }
 
-MY_OPS_INLINE Bits narrow(Pair pair) { return (rounded(pair.even) >> 16) | (rounded(pair.odd) & 0xffff0000); }
+MY_OPS_INLINE Bits narrow(Pair pair) { return (rounded(pair.first) >> 16) | (rounded(pair.second) & 0xffff0000); }
 
 MY_OPS_INLINE Pair load(const bfloat16* p, All, Pair) { return widen(bit_cast_from<Bits>(p)); }
 MY_OPS_INLINE void store(bfloat16* p, All, Pair pair) {
@@ -48,7 +33,7 @@ MY_OPS_INLINE Pair load(const bfloat16* p, First first, Pair fill) {
   const Pair pair = widen(bit_cast<Bits>(_mm512_maskz_loadu_epi16(mask_of(first.n), p)));
   const auto even = static_cast<__mmask16>(mask_of((first.n + 1) / 2));
   const auto odd = static_cast<__mmask16>(mask_of(first.n / 2));
-  return {_mm512_mask_mov_ps(fill.even, even, pair.even), _mm512_mask_mov_ps(fill.odd, odd, pair.odd)};
+  return {_mm512_mask_mov_ps(fill.first, even, pair.first), _mm512_mask_mov_ps(fill.second, odd, pair.second)};
 }
 MY_OPS_INLINE void store(bfloat16* p, First first, Pair pair) {
   _mm512_mask_storeu_epi16(p, mask_of(first.n), bit_cast<__m512i>(narrow(pair)));
@@ -58,8 +43,8 @@ MY_OPS_INLINE Pair load(const bfloat16* p, First first, Pair fill) {
   bfloat16 buffer[kPack<bfloat16>] = {};
   for (int64_t i = 0; i < first.n; ++i) buffer[i] = p[i];
   const Pair pair = load(buffer, All{}, fill);
-  for (int64_t i = 0; 2 * i < first.n; ++i) fill.even[i] = pair.even[i];
-  for (int64_t i = 0; 2 * i + 1 < first.n; ++i) fill.odd[i] = pair.odd[i];
+  for (int64_t i = 0; 2 * i < first.n; ++i) fill.first[i] = pair.first[i];
+  for (int64_t i = 0; 2 * i + 1 < first.n; ++i) fill.second[i] = pair.second[i];
   return fill;
 }
 MY_OPS_INLINE void store(bfloat16* p, First first, Pair pair) {

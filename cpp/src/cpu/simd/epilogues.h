@@ -6,8 +6,7 @@
 //   keep(dz, i, lanes)           stores dz, where it is wanted
 //   kFromZ                       whether gradient() calls z()
 //   kLight                       whether it is a few instructions, so that loops are unrolled and walk several
-//   stretches
-//                                together; else that would be much code and no faster
+//                                stretches together; else that would be much code and no faster
 #pragma once
 
 #include "cpu/simd/exp.h"
@@ -23,7 +22,7 @@ namespace {
 template <class V, class F, class... Packs>
 MY_OPS_INLINE V each_vector(F f, V first, Packs... packs) {
   if constexpr (std::is_same_v<V, Pair>) {
-    return {f(first.even, packs.even...), f(first.odd, packs.odd...)};
+    return {f(first.first, packs.first...), f(first.second, packs.second...)};
   } else {
     return f(first, packs...);
   }
@@ -131,8 +130,9 @@ struct Masked {
     using A = Accumulator<T>;
     const uint32_t bits = read_bits<T>(mask, i, lanes);
     if constexpr (std::is_same_v<Pack<T>, Pair>) {
-      return {choose<A, 0, 2>(bits, dy.even, act.negative_backward(dy.even)),
-              choose<A, 1, 2>(bits, dy.odd, act.negative_backward(dy.odd))};
+      constexpr int step = kLaneStep<T>;
+      return {choose<A, 0, step>(bits, dy.first, act.negative_backward(dy.first)),
+              choose<A, kSecondLane<T>, step>(bits, dy.second, act.negative_backward(dy.second))};
     } else {
       return choose<A>(bits, dy, act.negative_backward(dy));
     }

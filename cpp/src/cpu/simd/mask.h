@@ -91,11 +91,21 @@ MY_OPS_INLINE uint32_t spread(uint32_t bits) {
   return (bits | bits << 1) & 0x55555555;
 }
 
+/// Which value a lane of a pair is: lane j of the first vector is value j * kLaneStep, and lane j of the second one is
+/// kSecondLane values further.
+template <class T>
+constexpr int kLaneStep = std::is_same_v<T, bfloat16> ? 2 : 1;
+template <class T>
+constexpr int kSecondLane = std::is_same_v<T, bfloat16> ? 1 : kLanes<float>;
+
 /// Bit j: value j of the pack is positive.
 template <class T>
 MY_OPS_INLINE uint32_t positive_values(Pack<T> pack) {
   if constexpr (std::is_same_v<Pack<T>, Pair>) {
-    return spread(positive_lanes<float>(pack.even)) | spread(positive_lanes<float>(pack.odd)) << 1;
+    const uint32_t first = positive_lanes<float>(pack.first);
+    const uint32_t second = positive_lanes<float>(pack.second);
+    if constexpr (kLaneStep<T> == 2) return spread(first) | spread(second) << 1;
+    return first | second << kSecondLane<T>;
   } else {
     return positive_lanes<Accumulator<T>>(pack);
   }

@@ -31,8 +31,9 @@ MY_OPS_INLINE Pack<T> broadcast(Accumulator<T> a) {
   }
 }
 
-// Packs in an array of the accumulation type lie in the order of their lanes: to_lane_order() rearranges an array of
-// values for that, to_value_order() does the reverse. n is rounded up to whole packs.
+// Packs in an array of the accumulation type lie in the order of their lanes, which for bfloat16 is not that of the
+// values: to_lane_order() rearranges an array of values, to_value_order() does the reverse. n is rounded up to whole
+// packs.
 
 template <class T, class A = Accumulator<T>>
 MY_OPS_INLINE Pack<T> get(const A* p) {
@@ -45,8 +46,8 @@ MY_OPS_INLINE Pack<T> get(const A* p) {
 template <class T, class A = Accumulator<T>>
 MY_OPS_INLINE void put(A* p, Pack<T> pack) {
   if constexpr (std::is_same_v<Pack<T>, Pair>) {
-    store(p, All{}, pack.even);
-    store(p + kLanes<A>, All{}, pack.odd);
+    store(p, All{}, pack.first);
+    store(p + kLanes<A>, All{}, pack.second);
   } else {
     store(p, All{}, pack);
   }
@@ -54,7 +55,7 @@ MY_OPS_INLINE void put(A* p, Pack<T> pack) {
 
 template <class T>
 MY_OPS_INLINE void to_lane_order(Accumulator<T>* p, int64_t n) {
-  if constexpr (std::is_same_v<Pack<T>, Pair>) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
     constexpr int half = kLanes<float>;
     for (int64_t j = 0; j < n; j += 2 * half) {
       float lanes[2 * half];
@@ -68,7 +69,7 @@ MY_OPS_INLINE void to_lane_order(Accumulator<T>* p, int64_t n) {
 }
 template <class T>
 MY_OPS_INLINE void to_value_order(Accumulator<T>* p, int64_t n) {
-  if constexpr (std::is_same_v<Pack<T>, Pair>) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
     constexpr int half = kLanes<float>;
     for (int64_t j = 0; j < n; j += 2 * half) {
       float values[2 * half];
@@ -91,7 +92,7 @@ MY_OPS_INLINE Vec<Accumulator<T>> join(const Pack<T> (&parts)[kSlots<T>]) {
     return (parts[0] + parts[1]) + (parts[2] + parts[3]);
   } else {
     const Pair total = parts[0] + parts[1];
-    return total.even + total.odd;
+    return total.first + total.second;
   }
 }
 
@@ -161,7 +162,7 @@ MY_OPS_INLINE void for_packs(int64_t n, Body body) {
 MY_OPS_INLINE double widened(double x) { return x; }
 MY_OPS_INLINE float widened(float x) { return x; }
 MY_OPS_INLINE float widened(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-MY_OPS_INLINE float widened(float16 x) { return widen(Half{} + x.bits)[0]; }
+MY_OPS_INLINE float widened(float16 x) { return widen(Halves{} + x.bits)[0]; }
 
 /// `stride` apart in memory, side by side in `out`, which has room for whole packs.
 template <class T>

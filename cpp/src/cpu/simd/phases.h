@@ -129,6 +129,15 @@ MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& re
   return unaligned(out + rows.offset) == 0 && rows.stride % kPack<T> == 0;
 }
 
+/// out[r * apart] = map(r, r * apart) for the packs side by side. All are loaded before any is stored: a load has to
+/// wait for a store before it whose address has the same 12 low bits, and images are often whole pages apart.
+template <class T, class Side, class Lanes, class Map>
+MY_OPS_INLINE void map_packs(T* out, Side side, Lanes lanes, Map map) {
+  Pack<T> values[side.count];
+  for (int r = 0; r < side.count; ++r) values[r] = map(r, r * side.apart);
+  for (int r = 0; r < side.count; ++r) store(out + r * side.apart, lanes, values[r]);
+}
+
 template <class Full, class T, class E, class A = Accumulator<T>>
 void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k,
                    E epilogue) {
@@ -138,11 +147,11 @@ void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, c
         const Broadcast<T, side.count> scale(k.scale, c, side);
         const Broadcast<T, side.count> shift(k.shift, c, side);
         for_packs<T, Full, kUnrolled<T, E>>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
-          for (int r = 0; r < side.count; ++r) {
-            const int64_t at = element + r * side.apart + i;
+          map_packs<T>(y + element + i, side, lanes, [&](int r, int64_t ahead) {
+            const int64_t at = element + i + ahead;
             const Pack<T> z = (load(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r];
-            store(y + at, lanes, epilogue.output(z, at, lanes));
-          }
+            return epilogue.output(z, at, lanes);
+          });
         });
       });
 }
@@ -161,11 +170,10 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
       const Pack<T> center = centers.at(j);
       const Pack<T> scale = scales.at(j);
       const Pack<T> shift = shifts.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
-        const Pack<T> z = (load(x + i, lanes, center) - center) * scale + shift;
-        store(y + i, lanes, epilogue.output(z, i, lanes));
-      }
+      map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
+        const int64_t i = element + j + ahead;
+        return epilogue.output((load(x + i, lanes, center) - center) * scale + shift, i, lanes);
+      });
     });
   });
 }
@@ -303,12 +311,11 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
         const ZOfStretches<T, E, side.count> z(affine_of_z, k.mean, c, side);
         if (!k.x_scale) {
           for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
-            for (int r = 0; r < side.count; ++r) {
-              const int64_t at = element + r * side.apart + i;
+            map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+              const int64_t at = element + i + ahead;
               const auto z_here = [&] { return z.of_x(load(x + at, lanes, Pack<T>{}), r); };
-              const Pack<T> g = epilogue.gradient(load(dy + at, lanes, Pack<T>{}), z_here, at, lanes);
-              store(dx + at, lanes, g * dy_scale[r]);
-            }
+              return epilogue.gradient(load(dy + at, lanes, Pack<T>{}), z_here, at, lanes) * dy_scale[r];
+            });
           });
           return;
         }
@@ -316,12 +323,12 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
         const Broadcast<T, side.count> x_scale(k.x_scale, c, side);
         const Broadcast<T, side.count> shift(k.shift, c, side);
         for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
-          for (int r = 0; r < side.count; ++r) {
-            const int64_t at = element + r * side.apart + i;
+          map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+            const int64_t at = element + i + ahead;
             const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
             const Pack<T> g = epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
-            store(dx + at, lanes, g * dy_scale[r] + (d * x_scale[r] + shift[r]));
-          }
+            return g * dy_scale[r] + (d * x_scale[r] + shift[r]);
+          });
         });
       });
 }
@@ -344,12 +351,12 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
       const Pack<T> dy_scale = dy_scales.at(j);
       const Pack<T> x_scale = x_scales.at(j);
       const Pack<T> shift = shifts.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
+      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+        const int64_t i = element + j + ahead;
         const Pack<T> d = load(x + i, lanes, mean) - mean;
         const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
-        store(dx + i, lanes, g * dy_scale + (d * x_scale + shift));
-      }
+        return g * dy_scale + (d * x_scale + shift);
+      });
     });
   });
 }
@@ -365,11 +372,11 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> dy_scale = dy_scales.at(j);
-      for (int r = 0; r < side.count; ++r) {
-        const int64_t i = element + r * side.apart + j;
+      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+        const int64_t i = element + j + ahead;
         const auto z_here = [&] { return z(load(x + i, lanes, means.at(j)) - means.at(j), j); };
-        store(dx + i, lanes, epilogue.gradient(load(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale);
-      }
+        return epilogue.gradient(load(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+      });
     });
   });
 }
