@@ -59,6 +59,7 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 /// What derivatives depend on besides tensors. A node uses what its operator has.
 struct Constants {
   bool training = true;
+  bool channels_last = false;  // of an input that is not saved
   at::ScalarType beta_dtype = at::kFloat;
   sync::Group group;
 };
@@ -85,6 +86,7 @@ class SavingNode : public torch::autograd::Node {
     for (size_t i = 0; i < kSaved; ++i) args.collect(saved_[i], is_output_[i]);
     for (const bool wanted : all_wanted()) args.collect(wanted);
     args.collect(constants.training);
+    args.collect(constants.channels_last);
     args.collect(constants.beta_dtype);
     args.collect(constants.group.size);
     args.collect(constants.group.name);
