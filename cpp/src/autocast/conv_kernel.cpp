@@ -3,7 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 
 namespace my_ops::autocast {
 namespace {

@@ -9,7 +9,7 @@
 #include "autograd/node.h"
 #include "autograd/tangents.h"
 #include "composite/conv.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/convolution.h"
 

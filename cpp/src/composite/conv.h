@@ -6,7 +6,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 
 namespace my_ops::composite {
 

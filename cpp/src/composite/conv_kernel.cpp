@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include "composite/conv.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/convolution.h"
 #include "plan/problem.h"
 
