@@ -15,6 +15,10 @@ training       a small network trained both ways
 recording      torch.profiler traces of a training step both ways
 compare        the main job: all of the above in one folder
 benchmark      the suite of shapes, dtypes, layouts and directions
+networks       ResNet-50 and MobileNetV2 in plain torch
+memory         the most bytes that a call holds
+family         the operators around batch norm, each against torch's modules (some rows: family_norms)
+steps          training steps of whole networks, native, converted and fused
 
 trace_cli      the commands for models and traces of one's own
 models         the user's model, from a function, a file or a library's configuration

@@ -137,5 +137,50 @@ def scale(
         console.print(f"figures: {path}", soft_wrap=True)
 
 
+@app.command()
+def family(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="resnet50, mobilenetv2, mobilenetv2-relu, none; repeatable (default: all three)"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="of the rows: float32, bfloat16, float16")] = "float32",
+    layout: Annotated[str, typer.Option(help="of the rows: contiguous, channels_last")] = "contiguous",
+    seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed; 0: networks only")] = 2.0,
+    batch: Annotated[int, typer.Option(min=2, help="images at once in the networks")] = 16,
+    size: Annotated[int, typer.Option(min=32, help="pixels each way")] = 224,
+    count: Annotated[int, typer.Option("--steps", min=1, help="training steps of a network, each way")] = 5,
+    output: Annotated[Path | None, typer.Option(help="JSON file (default: profiling/results/family-*.json)")] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    malloc: Malloc = Allocator.KEEP,
+) -> None:
+    """The operators around batch norm against torch's modules, and training steps of whole networks; writes JSON.
+
+    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss from native's.
+    """
+    allocator.run_under(malloc)
+    console = _console()
+    chosen = _load_my_ops(threads, device)
+
+    from profiling import family, steps, workloads
+
+    for name, known in ((dtype, family.DTYPES), (layout, workloads.LAYOUTS)):
+        if name not in known:
+            raise typer.BadParameter(f"expected {', '.join(known)}, got {name}")
+    networks = [name for name in network or steps.NETWORKS if name != "none"]
+    if unknown := set(networks) - set(steps.NETWORKS):
+        raise typer.BadParameter(f"expected {', '.join(steps.NETWORKS)} or none, got {', '.join(unknown)}")
+    path = output or Path(__file__).parent / "results" / f"family-{chosen.type}-{_now()}.json"
+    settings = steps.Settings(batch, size, count)
+    rows = family.members() if seconds > 0 else []
+    correct = family.run(rows, family.DTYPES[dtype], layout, seconds, networks, settings, chosen, path, console)
+    console.print(f"figures: {path}", soft_wrap=True)
+    if not correct:
+        console.print(
+            "[bold red]FAILED:[/] results further from float64, or losses from native's, than rounding explains"
+        )
+        raise typer.Exit(1)
+
+
 for _command in trace_cli.app.registered_commands:
     app.registered_commands.append(_command)

@@ -112,7 +112,7 @@ def test_version_is_stated_once() -> None:
 
 
 def test_public_names() -> None:
-    kinds = ("BatchNorm", "LazyBatchNorm", "FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm")
+    kinds = ("BatchNorm", "BatchNormAct", "LazyBatchNorm", "FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm")
     modules = {f"{kind}{n}d" for kind in kinds for n in (1, 2, 3)}
     modules |= {"BatchNormCustom", "FrozenBatchNorm", "SyncBatchNorm"}
     functions = {"convert_batchnorm", "convert_sync_batchnorm", "freeze_batchnorm", "revert_batchnorm", "update_bn"}

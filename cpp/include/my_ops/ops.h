@@ -17,6 +17,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "my_ops/version.h"
@@ -126,6 +127,61 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const OptionalTensor& gamma, const Tensor& save_mean,
                                                          const Tensor& save_invstd,
                                                          OutputMask output_mask = {true, true, true});
+
+// Batch normalization, a residual and an activation.
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
+    const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+    std::optional<double> momentum, double eps, std::string_view activation, double slope,
+    const OptionalTensor& num_batches_tracked);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask);
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
+                                               const OptionalTensor& gamma, const OptionalTensor& beta,
+                                               const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                               double slope);
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& residual, const OptionalTensor& mask,
+                                                         const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                         const Tensor& mean, const Tensor& invstd,
+                                                         std::string_view activation, double slope);
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_output, const Tensor& input,
+                                                        const OptionalTensor& residual, const OptionalTensor& mask,
+                                                        const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                        const Tensor& mean, const Tensor& invstd,
+                                                        std::string_view activation, double slope, const Tensor& sum_dy,
+                                                        const Tensor& sum_dy_xhat, const Tensor& count);
+
+/// Convolution, then batch norm, then an activation (identity, relu, leaky_relu, elu, silu or gelu_tanh; slope as in
+/// batchnorm_act_forward), as one operator, which keeps nothing between them for the backward pass.
+///
+/// input [N, C_in, ...] with one to three spatial dimensions, weight [C_out, C_in / groups, ...], bias [C_out], all of
+/// one dtype; stride, padding and dilation with a number per spatial dimension. The rest is as in batchnorm_forward, of
+/// the C_out channels of the convolution's output.
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked = std::nullopt,
+    std::string_view activation = "identity", double slope = 0);
+
+/// Which of the gradients of input, weight, bias, gamma and beta are wanted.
+using ConvOutputMask = std::array<bool, 5>;
+
+/// The gradients of conv_batchnorm_forward, which runs the convolution anew; undefined where output_mask is false.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training = true,
+    std::string_view activation = "identity", double slope = 0,
+    ConvOutputMask output_mask = {true, true, true, true, true});
 
 }  // namespace my_ops::ops
 #pragma GCC visibility pop
