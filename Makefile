@@ -21,7 +21,7 @@ cpp := $(shell find cpp tests/cpp profiling -name third_party -prune -o -regex '
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help build test cuda-check compare lint format clean
+.PHONY: help build test cuda-check compare examples load-test throughput docs wheel release-check lint format clean
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
@@ -36,6 +36,38 @@ cuda-check: ## build the CUDA kernels against the CUDA build of torch, and test 
 
 compare: $(package) ## compare with native batch norm on a real network; writes a report
 	$(python) -m profiling compare
+
+# Where the C++ package is, as CMake wants to know it.
+cmake_paths = import torch, my_ops; \
+  print(f"-DCMAKE_PREFIX_PATH={my_ops.cmake_prefix_path} -DMY_OPS_TORCH_DIR={torch.__path__[0]}")
+
+examples: $(package) ## build cpp/examples against the installed C++ package
+	cmake -S cpp/examples -B $(build)/examples $$($(python) -c '$(cmake_paths)')
+	cmake --build $(build)/examples --parallel
+
+CALLS ?= 125000
+load-test: examples ## CALLS calls of both models, by 1, 2, 4 and 8 C++ threads: same bits, no growth of memory
+	$(python) cpp/examples/export_models.py $(build)/models
+	cd $(build)/models && ../examples/load_test scripted.pt native.pt images.pt $(CALLS) 1 2 4 8
+
+throughput: examples ## ResNet-50 from C++, images per second beside native and beside native folded away
+	$(python) cpp/examples/export_models.py --resnet50 $(build)/models
+	cd $(build)/models && for peer in resnet50_native resnet50_folded; do \
+	  echo "my_ops and $$peer, batch 1, 8 and 32"; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_1.pt 100 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_8.pt 25 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_32.pt 10 1; \
+	done
+
+docs: $(package) ## build the documentation, in build/docs; a warning is an error
+	$(python) -m sphinx -W --keep-going -b html docs build/docs
+
+wheel: $(environment) ## build a wheel in dist/, with the torch that it fits in its name
+	$(python) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist . \
+	  -C wheel.build-tag=1torch$$($(python) -c 'import torch; print(torch.__version__)')
+
+release-check: $(environment) ## from a clean clone: source distribution, its wheel, that in a fresh environment; docs
+	PYTHON=$(abspath $(shell command -v $(python))) .ci/release_check
 
 lint: $(environment) ## check style and types
 	ruff check
@@ -62,7 +94,7 @@ $(environment): $(wildcard requirements/*.txt)
 else ifneq ($(VENV),)
 $(environment): $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install $(addprefix -r requirements/,build.txt test.txt compare.txt lint.txt)
+	$(python) -m pip install $(addprefix -r requirements/,build.txt test.txt compare.txt docs.txt lint.txt)
 	touch $@
 endif
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from profiling.traces import Interval
+from profiling.traces import Interval, Kind
 
 BATCH_NORM = "batch norm"
 OTHER = "other"
@@ -85,7 +85,7 @@ class Pair:
 
 def summarise(steps: Sequence[Interval]) -> Summary:
     """Means over ``steps``."""
-    everything = [interval for step in steps for interval in step.walk() if interval is not step]
+    everything = [i for step in steps for i in step.walk() if i is not step and i.kind is not Kind.MODULE]
     operators = list(_operators(everything, len(steps)))
     return Summary(
         steps=[step.name for step in steps],
@@ -94,7 +94,7 @@ def summarise(steps: Sequence[Interval]) -> Summary:
         groups=list(_groups(operators)),
         operators=operators,
         batch_norms=list(_batch_norms(everything, len(steps))),
-        kernels=sorted({name for i in everything if group_of(i) == BATCH_NORM for name, _ in i.kernels}),
+        kernels=sorted({kernel.name for i in everything if group_of(i) == BATCH_NORM for kernel in i.kernels}),
     )
 
 
@@ -114,8 +114,15 @@ def group_of(interval: Interval) -> str:
     """The group of the outermost interval around this one that has one, this one included."""
     found = OTHER
     for candidate in (interval, *interval.ancestors()):
-        found = (BATCH_NORM if _counts_batches(candidate) else _group_named(candidate.name)) or found
+        found = own_group(candidate) or found
     return found
+
+
+def own_group(interval: Interval) -> str | None:
+    """The group that an interval is the reason for; a layer's range only names what is in it."""
+    if interval.kind is Kind.MODULE:
+        return None
+    return BATCH_NORM if _counts_batches(interval) else _group_named(interval.name)
 
 
 @cache
@@ -125,10 +132,7 @@ def _group_named(name: str) -> str | None:
 
 def _counts_batches(interval: Interval) -> bool:
     """``num_batches_tracked.add_(1)``: the only addition to an integer scalar in a network."""
-    arguments = interval.arguments
-    if interval.name != "aten::add_" or not arguments.get("Input Dims"):
-        return False
-    return bool(arguments["Input Dims"][0] == [] and arguments.get("Input type", [""])[0] == "long int")
+    return interval.name == "aten::add_" and interval.dims[:1] == [[]] and interval.types[:1] == ["long int"]
 
 
 def _operators(intervals: Iterable[Interval], steps: int) -> Iterator[Operator]:
@@ -143,7 +147,7 @@ def _operators(intervals: Iterable[Interval], steps: int) -> Iterator[Operator]:
             len(outermost) / steps,
             sum(call.self_time for call in calls) / steps / 1e3,
             sum(call.duration for call in outermost) / steps / 1e3,
-            sum(duration for call in calls for _, duration in call.kernels) / steps / 1e3,
+            sum(kernel.duration for call in calls for kernel in call.kernels) / steps / 1e3,
         )
 
 
@@ -168,14 +172,14 @@ def _batch_norms(intervals: Iterable[Interval], steps: int) -> Iterator[BatchNor
     for interval in intervals:
         direction = "forward" if interval.name in _FORWARD else "backward" if interval.name in _BACKWARD else None
         if direction and not interval.inside_itself:
-            dims = interval.arguments.get("Input Dims") or [[]]
+            dims = interval.dims or [[]]
             rows[interval.name, direction, tuple(dims[0])].append(interval)
     calls = [
         BatchNormCall(
             *key,
             len(found) / steps,
             sum(call.duration for call in found) / steps / 1e3,
-            sum(duration for call in found for inner in call.walk() for _, duration in inner.kernels) / steps / 1e3,
+            sum(kernel.duration for call in found for inner in call.walk() for kernel in inner.kernels) / steps / 1e3,
         )
         for key, found in rows.items()
     ]

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from profiling import allocator
+from profiling import allocator, trace_cli
 from profiling.allocator import Allocator
-
-if TYPE_CHECKING:
-    import torch
+from profiling.terminal import Device, Malloc, Threads
+from profiling.terminal import console as _console
+from profiling.terminal import load_my_ops as _load_my_ops
+from profiling.terminal import now as _now
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice)")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Malloc = Annotated[Allocator, typer.Option(help="keep: malloc keeps freed blocks; default: glibc as it comes")]
 
 
 @app.callback()
@@ -143,33 +137,50 @@ def scale(
         console.print(f"figures: {path}", soft_wrap=True)
 
 
-def _load_my_ops(threads: int | None, device: str) -> torch.device:
-    """Loads torch and my_ops, sets the number of threads, and returns the device to run on."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own log into the progress bars
-    import torch
+@app.command()
+def family(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="resnet50, mobilenetv2, mobilenetv2-relu, none; repeatable (default: all three)"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="of the rows: float32, bfloat16, float16")] = "float32",
+    layout: Annotated[str, typer.Option(help="of the rows: contiguous, channels_last")] = "contiguous",
+    seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed; 0: networks only")] = 2.0,
+    batch: Annotated[int, typer.Option(min=2, help="images at once in the networks")] = 16,
+    size: Annotated[int, typer.Option(min=32, help="pixels each way")] = 224,
+    count: Annotated[int, typer.Option("--steps", min=1, help="training steps of a network, each way")] = 5,
+    output: Annotated[Path | None, typer.Option(help="JSON file (default: profiling/results/family-*.json)")] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    malloc: Malloc = Allocator.KEEP,
+) -> None:
+    """The operators around batch norm against torch's modules, and training steps of whole networks; writes JSON.
 
-    try:
-        import my_ops  # noqa: F401
-    except ImportError as error:
-        mend = "" if "run " in str(error) else ": run 'make build'"  # the package names the mend itself
-        Console(stderr=True).print(f"[bold red]my_ops cannot be imported:[/] {error}{mend}", soft_wrap=True)
-        raise typer.Exit(2) from error
+    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss from native's.
+    """
+    allocator.run_under(malloc)
+    console = _console()
+    chosen = _load_my_ops(threads, device)
 
-    from profiling import machine
+    from profiling import family, steps, workloads
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        return machine.choose_device(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from error
+    for name, known in ((dtype, family.DTYPES), (layout, workloads.LAYOUTS)):
+        if name not in known:
+            raise typer.BadParameter(f"expected {', '.join(known)}, got {name}")
+    networks = [name for name in network or steps.NETWORKS if name != "none"]
+    if unknown := set(networks) - set(steps.NETWORKS):
+        raise typer.BadParameter(f"expected {', '.join(steps.NETWORKS)} or none, got {', '.join(unknown)}")
+    path = output or Path(__file__).parent / "results" / f"family-{chosen.type}-{_now()}.json"
+    settings = steps.Settings(batch, size, count)
+    rows = family.members() if seconds > 0 else []
+    correct = family.run(rows, family.DTYPES[dtype], layout, seconds, networks, settings, chosen, path, console)
+    console.print(f"figures: {path}", soft_wrap=True)
+    if not correct:
+        console.print(
+            "[bold red]FAILED:[/] results further from float64, or losses from native's, than rounding explains"
+        )
+        raise typer.Exit(1)
 
 
-def _console() -> Console:
-    """The terminal; a file or a pipe has no width of its own and gets one that the tables fit in."""
-    console = Console()
-    return console if console.is_terminal else Console(width=150)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+for _command in trace_cli.app.registered_commands:
+    app.registered_commands.append(_command)

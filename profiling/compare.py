@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from profiling import correctness, machine, recording, report, timing, training, workloads
 from profiling.correctness import Finding
 from profiling.machine import Machine
 from profiling.peers import Native, Ours
+from profiling.progress import bar, bars
 from profiling.recording import Recording
 from profiling.timing import Direction, Measurement
 from profiling.training import Run
@@ -62,7 +63,7 @@ def run(settings: Settings, device: torch.device, folder: Path, console: Console
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         unfinished = Path(name) / folder.name
         unfinished.mkdir()
-        with _progress(console) as progress:
+        with bars(console) as progress:
             comparison = _run(settings, device, unfinished, progress)
         report.write(comparison, unfinished)
         unfinished.rename(folder)
@@ -70,13 +71,9 @@ def run(settings: Settings, device: torch.device, folder: Path, console: Console
 
 
 def _run(settings: Settings, device: torch.device, folder: Path, progress: Progress) -> Comparison:
-    def bar(what: str, total: int) -> Callable[[], None]:
-        task = progress.add_task(what, total=total)
-        return lambda: progress.advance(task)
-
     ours, native = Ours(), Native()
-    cases = _real_cases(settings, device, bar("ResNet-50 on real images", settings.steps_before + 1))
-    advance = bar("(a) results against float64", len(cases) * len(workloads.LAYOUTS))
+    cases = _real_cases(settings, device, bar(progress, "ResNet-50 on real images", settings.steps_before + 1))
+    advance = bar(progress, "(a) results against float64", len(cases) * len(workloads.LAYOUTS))
     findings = []
     for case in cases:
         for layout in workloads.LAYOUTS:
@@ -86,7 +83,7 @@ def _run(settings: Settings, device: torch.device, folder: Path, progress: Progr
     chosen = workloads.distinct_shapes(cases)
     uses_cudnn = {native.uses_cudnn(case, True) for case in cases}
     del cases  # gigabytes that the rest does not need
-    advance = bar("(b) time of each layer shape", len(chosen) * len(Direction))
+    advance = bar(progress, "(b) time of each layer shape", len(chosen) * len(Direction))
     measurements = []
     for case, layers in chosen:
         for direction in Direction:
@@ -94,10 +91,10 @@ def _run(settings: Settings, device: torch.device, folder: Path, progress: Progr
             advance()
     del case, chosen
 
-    advance = bar("(c) training both ways", settings.training_steps)
+    advance = bar(progress, "(c) training both ways", settings.training_steps)
     runs = training.train(settings.training_steps, device, advance)
 
-    advance = bar("(d) traces of a training step", 2 * (1 + 2 * settings.trace_steps))
+    advance = bar(progress, "(d) traces of a training step", 2 * (1 + 2 * settings.trace_steps))
     recordings = recording.record(folder, settings.trace_batch, settings.image, settings.trace_steps, device, advance)
     backend = " and ".join(sorted("cuDNN" if cudnn else "ATen" for cudnn in uses_cudnn))
     return Comparison(settings, machine.describe(device), backend, findings, measurements, runs, recordings)
@@ -114,8 +111,3 @@ def _real_cases(settings: Settings, device: torch.device, advance: Callable[[], 
     cases = workloads.capture(model, images, labels)
     advance()
     return cases
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)

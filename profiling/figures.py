@@ -1,15 +1,11 @@
-"""Plots: as SVG for a page that may be light or dark, as PNG for everything else."""
+"""Plots of the comparison."""
 
 from __future__ import annotations
 
-import io
-import re
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +13,7 @@ from profiling import tables
 from profiling.analysis import BATCH_NORM, Summary
 from profiling.correctness import QUANTITIES, Finding
 from profiling.peers import NATIVE, OURS
+from profiling.plots import COLOURS, INK, drawn
 from profiling.recording import Recording, by_name
 from profiling.timing import Direction, Measurement, mean_speedup
 from profiling.training import Run, loss_difference
@@ -24,56 +21,30 @@ from profiling.training import Run, loss_difference
 if TYPE_CHECKING:
     from profiling.compare import Comparison
 
-INK = "#4d5561"  # of text and axes; in an SVG it becomes the text colour of the page
-COLOURS = {OURS: "#1f8f7a", NATIVE: "#d9763a"}
 _PART_COLOURS = {"convolution": "#6f7b88", "activation": "#8193ab", "optimizer": "#94899f", "rest": "#aab2bb"}
 
 # In copies of x, each byte moved once: read x, write y | read x and dy, write dx. A copy also reads the lines it
 # overwrites, so writing past the cache can do with less.
 LIMITS = {Direction.FORWARD: 1.0, Direction.BACKWARD: 1.5, Direction.INFERENCE: 1.0}
 
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: the page's font, selectable
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
-
 
 def times(measurements: Sequence[Measurement]) -> Figure:
     """A panel per direction, a pair of bars per shape: multiples of a copy."""
     directions = list(dict.fromkeys(m.direction for m in measurements))
     rows = len(measurements) // len(directions)
-    return _figure(12, 1.2 + 0.42 * rows, lambda figure: _draw_times(figure, measurements))
+    return drawn(12, 1.2 + 0.42 * rows, lambda figure: _draw_times(figure, measurements))
 
 
 def errors(findings: Sequence[Finding]) -> Figure:
-    return _figure(9, 3.6, lambda figure: _draw_errors(figure.subplots(), findings))
+    return drawn(9, 3.6, lambda figure: _draw_errors(figure.subplots(), findings))
 
 
 def losses(runs: Sequence[Run]) -> Figure:
-    return _figure(9, 3.2, lambda figure: _draw_losses(figure.subplots(), runs))
+    return drawn(9, 3.2, lambda figure: _draw_losses(figure.subplots(), runs))
 
 
 def split(recordings: Sequence[Recording]) -> Figure:
-    return _figure(12, 2.2, lambda figure: _draw_split(figure.subplots(), recordings))
+    return drawn(12, 2.2, lambda figure: _draw_split(figure.subplots(), recordings))
 
 
 def overview(comparison: Comparison) -> Figure:
@@ -95,29 +66,7 @@ def overview(comparison: Comparison) -> Figure:
             horizontalalignment="left",
         )
 
-    return _figure(13, 9, draw)
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """Inline SVG as wide as its place, text and axes in the colour of the page's text; ``name`` keeps ids apart."""
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg, count=1)
-
-
-def to_png(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=150, facecolor="white")
-
-
-def _figure(width: float, height: float, draw: Callable[[Figure], None]) -> Figure:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
-        draw(figure)
-    return figure
+    return drawn(13, 9, draw)
 
 
 def _draw_times(figure: Figure, measurements: Sequence[Measurement]) -> None:

@@ -4,7 +4,8 @@
 #   profiling/gpu_suite.sh FOLDER             on the GPU
 #   profiling/gpu_suite.sh --dry-run FOLDER   on the CPU, a little of each part: shows that the script itself works
 #
-# Builds for the GPU present with the torch of $PYTHON (default python3; nothing is installed, nothing downloaded), then
+# Builds for the GPU present with the torch of $PYTHON (default python3; nothing is downloaded; wheels in .whl/ of packages
+# it lacks, such as msgspec, which the traces of compare and capture take, are unpacked under build/), then
 # runs the parts below, the most important ones first. Each has a time limit; one that fails or runs out of time stops
 # nothing but what builds on it. FOLDER gets three files, made anew after every part: summary.md, summary.json and
 # results.tar.gz with all logs, figures and traces. The exit code is 0 if every part passed.
@@ -168,6 +169,8 @@ if [ "$dry" = 1 ]; then
   part sanitizer 5 true
   part tests 60 bash -c 'tests tests/test_forward.py -k "cpu and float32"'
   part compare 120 "$python" -m profiling compare --device cpu --quick --output "$parts/compare"
+  part capture 60 "$python" -m profiling capture --device cpu --model transformers:resnet-18 --shape 3x32x32 --rounds 1 \
+    --steps 1 --report --output "$parts/capture"
 else
   part registers 10 bash -c registers
   part odd_sizes 60 bash -c odd_sizes
@@ -181,6 +184,8 @@ else
   part benchmark_compiled 60 bash -c 'benchmark _compiled --compiled --seconds 0.01 --dtype bfloat16 --layout contiguous \
     --shapes 32x64x112x112 --shapes 32x256x56x56 --shapes 32x1024x14x14 --shapes 32x2048x7x7 --shapes 256x64x112x112'
   part compare 60 "$python" -m profiling compare --device cuda --quick --output "$parts/compare"
+  part capture 40 "$python" -m profiling capture --device cuda --model transformers:resnet-18 --batch 64 --steps 3 --report \
+    --output "$parts/capture"
 fi
 cat "$out/summary.md"
 exit $failed

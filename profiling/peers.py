@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from profiling.names import NATIVE as NATIVE
+from profiling.names import OURS as OURS
 from profiling.workloads import Case
-
-OURS, NATIVE = "my_ops", "native"
 
 Call = Callable[[], Any]
 

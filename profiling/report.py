@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
-from profiling import compare_tables, figures, json_text, timing, trace_tables
+from profiling import compare_tables, figures, json_text, plots, timing, trace_tables
 from profiling.correctness import QUANTITIES
 from profiling.peers import NATIVE, OURS
 from profiling.recording import by_name
@@ -28,7 +28,7 @@ def write(comparison: Comparison, folder: Path) -> None:
     """Writes index.html, figures.json and overview.png into ``folder``."""
     (folder / "figures.json").write_text(as_json(comparison), encoding="utf-8")
     (folder / "index.html").write_text(as_html(comparison), encoding="utf-8")
-    figures.to_png(figures.overview(comparison), folder / "overview.png")
+    plots.to_png(figures.overview(comparison), folder / "overview.png")
 
 
 def tables(comparison: Comparison, operators: int | None = None) -> dict[str, list[Table]]:
@@ -73,7 +73,7 @@ def as_json(comparison: Comparison) -> str:
 def as_html(comparison: Comparison) -> str:
     folder = Path(__file__).parent / "templates"
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    plots = {
+    drawings = {
         "a": figures.errors(comparison.findings),
         "b": figures.times(comparison.measurements),
         "c": figures.losses(comparison.runs),
@@ -85,7 +85,7 @@ def as_html(comparison: Comparison) -> str:
         machine={name.replace("_", " "): value for name, value in asdict(comparison.machine).items() if value},
         method=timing.METHOD,
         threads=plural(comparison.machine.threads, "CPU thread"),
-        plots={key: Markup(figures.to_svg(plot, key)) for key, plot in plots.items()},
+        plots={key: Markup(plots.to_svg(drawing, key)) for key, drawing in drawings.items()},
         tables=tables(comparison),
     )
 

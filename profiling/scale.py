@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 
-from profiling import figures, json_text, machine
+from profiling import json_text, machine, plots
 from profiling.machine import Machine
 from profiling.tables import Table, number
 
@@ -313,7 +313,7 @@ def figure_of(scale: Scale) -> Figure:
     networks = (scale.network, *KNOWN)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks), sharey=True), networks, strict=True):
-        for scheme, colour in zip(SCHEMES, figures.COLOURS.values(), strict=True):
+        for scheme, colour in zip(SCHEMES, plots.COLOURS.values(), strict=True):
             times = [1e3 * network.step(scheme, scale.channels, ranks) for ranks in RANKS]
             axes.plot(RANKS, times, color=colour, label=scheme)
             points = [(s.ranks, 1e3 * s.measured) for s in scale.steps if s.scheme == scheme]
@@ -335,5 +335,5 @@ def write(scale: Scale, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "scale.json", folder / "scale.png"]
     paths[0].write_text(json_text.of(scale) + "\n")
-    figures.to_png(figure_of(scale), paths[1])
+    plots.to_png(figure_of(scale), paths[1])
     return paths

@@ -12,7 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from profiling import gpu, peers
+from profiling import gpu, intervals, peers
 from profiling.peers import NATIVE, OURS, Call, Implementation
 from profiling.workloads import Case
 
@@ -113,6 +113,7 @@ def figures(measurement: Measurement) -> dict[str, object]:
                 "seconds_quartiles": _quartiles(samples),
                 "copies": measurement.copies(name),
                 "copies_quartiles": _quartiles([mine / copy for mine, copy in zip(samples, copies, strict=True)]),
+                "copies_interval": _interval(samples, copies),
                 "gigabytes_per_second": measurement.gigabytes_per_second(name),
                 "kernels": measurement.kernels.get(name, []),
             }
@@ -204,6 +205,12 @@ def copy_bytes(shape: Iterable[int], dtype: str) -> int:
 def _quartiles(values: list[float]) -> tuple[float, float]:
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
     return first, third
+
+
+def _interval(samples: list[float], copies: list[float]) -> tuple[float, float]:
+    """That holds the median of the pairs' ratios with 95 % confidence."""
+    found = intervals.ratios(samples, copies)
+    return found.low, found.high
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,4 +1,5 @@
-"""Processes that run a check together, each as one rank of a group over Gloo.
+"""Processes that run a check together, each as one rank of a group: over Gloo on the CPU, or over NCCL, each on a GPU
+of its own.
 
 Importing torch takes seconds, so that the processes are started once and serve every check, which gets a process group
 of its own: an error of one check is unknown to the next. A process that died is replaced.
@@ -16,6 +17,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
 
 TIMEOUT = 60.0  # seconds that a collective may take, on a machine that is busy
 
@@ -38,23 +43,19 @@ class _Job:
     size: int
     store: str
     timeout: float
+    backend: str
 
 
-def join(rank: int, size: int, init_method: str, timeout: float = TIMEOUT) -> None:
-    import torch.distributed as dist
-
+def join(rank: int, size: int, init_method: str, timeout: float = TIMEOUT, backend: str = "gloo") -> None:
     dist.init_process_group(
-        "gloo", init_method=init_method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+        backend, init_method=init_method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
 
 
 def _perform(job: _Job) -> Outcome:
-    import torch
-    import torch.distributed as dist
-
     torch.manual_seed(20240607)  # every rank makes the same batch
     try:
-        join(job.rank, job.size, f"file://{job.store}", job.timeout)
+        join(job.rank, job.size, f"file://{job.store}", job.timeout, job.backend)
         value = job.check(*job.args)
         dist.barrier()  # nobody hangs up while another one still reads
         return Outcome(value)
@@ -65,13 +66,14 @@ def _perform(job: _Job) -> Outcome:
             dist.destroy_process_group()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, rank: int, backend: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    import torch
-
     import my_ops  # noqa: F401
 
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"cuda:{rank}")
     while True:
         try:
             job = connection.recv()
@@ -83,19 +85,22 @@ def _serve(connection: Connection) -> None:
 class Ranks:
     """The processes; `folder` is for the files by which they find each other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str) -> None:
         self._folder = folder
+        self._backend = backend
         self._jobs = 0
         self._workers: list[tuple[BaseProcess, Connection]] = []
 
     def outcomes(self, size: int, check: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Outcome]:
         """Runs `check(*args)` on ranks 0 to size - 1."""
+        if self._backend == "nccl" and size > torch.cuda.device_count():
+            pytest.skip(f"needs {size} GPUs")
         self._start(size)
         self._jobs += 1
         store = str(self._folder / f"store-{self._jobs}")
         workers = self._workers[:size]
         for rank, (_, connection) in enumerate(workers):
-            connection.send(_Job(check, args, rank, size, store, timeout))
+            connection.send(_Job(check, args, rank, size, store, timeout, self._backend))
         return [self._receive(connection) for _, connection in workers]
 
     def run(self, size: int, check: Callable[..., Any], *args: Any) -> list[Any]:
@@ -117,7 +122,7 @@ class Ranks:
             if rank < len(self._workers) and self._workers[rank][0].is_alive():
                 continue
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, self._backend), daemon=True)
             process.start()
             theirs.close()
             self._workers[rank : rank + 1] = [(process, ours)]

@@ -81,7 +81,7 @@ def collectives(*expected: str) -> Iterator[None]:
 
 def step(split: Split, tail: tuple[int, ...], dtype: torch.dtype, layout: str, momentum: float | None) -> list[Tensor]:
     tolerance, wide = TOLERANCES[dtype], accumulation_dtype(dtype)
-    whole = activations((sum(split), 6, *tail), dtype, "cpu")
+    whole = activations((sum(split), 6, *tail), dtype, torch.get_default_device())
     grads = torch.randn(whole.shape, dtype=torch.float64).to(dtype)
     args = arguments(whole, True, (dtype, dtype, wide, wide))
     counter = torch.tensor(4)
@@ -110,7 +110,7 @@ def step(split: Split, tail: tuple[int, ...], dtype: torch.dtype, layout: str, m
     own = reference.backward(mine(grads, split), mine(whole, split), args.gamma, mean, invstd, True)
     assert_within(gamma.grad, own.grad_gamma, tolerance.backward, "grad_gamma of this part")
     assert_within(beta.grad, own.grad_beta, tolerance.backward, "grad_beta of this part")
-    return [tensor.detach().clone() for tensor in (mean, invstd, *running)]
+    return [tensor.detach().clone().cpu() for tensor in (mean, invstd, *running)]
 
 
 def steps(split: Split, dtype: torch.dtype) -> list[Tensor]:
@@ -134,7 +134,7 @@ def far_from_zero(split: Split) -> None:
     The means of the parts travel in float32, off by up to 2^-24 * 10^4; times their distance from the mean of all, that
     is in the variance.
     """
-    whole = activations((sum(split), 3, 40), torch.float32, "cpu") + 1e4
+    whole = activations((sum(split), 3, 40), torch.float32, torch.get_default_device()) + 1e4
     _, mean, invstd = ops.sync_batchnorm_forward(mine(whole, split), *[None] * 5, EPS, None, *group())
     want = reference.statistics(whole)
     torch.testing.assert_close(mean.double(), want.mean.value, rtol=2**-23, atol=0)  # parts are rounded, and the whole
@@ -182,7 +182,7 @@ def without_communication() -> None:
     """Only rank 0 calls the layers, so that a collective would never end."""
     if dist.get_rank() > 0:
         return
-    input = activations((4, 3, 5), torch.float64, "cpu")
+    input = activations((4, 3, 5), torch.float64, torch.get_default_device())
     for tracks in (True, False):
         module = my_ops.SyncBatchNorm(3, track_running_stats=tracks, dtype=torch.float64).eval()
         plain = nn.BatchNorm1d(3, track_running_stats=tracks, dtype=torch.float64).eval()
@@ -207,7 +207,7 @@ def process_groups() -> None:
     pairs = [[0, 2], [1, 3]]
     groups = [dist.new_group(pair) for pair in pairs]
     rank = dist.get_rank()
-    whole = activations((8, 5, 3), torch.float64, "cpu")
+    whole = activations((8, 5, 3), torch.float64, torch.get_default_device())
     parts = whole.split(2)
     model = my_ops.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(5)).double(), groups[rank % 2])
     plain = nn.BatchNorm1d(5, dtype=torch.float64)
@@ -228,7 +228,7 @@ def process_groups() -> None:
 def whole_and_mine(split: Split, channels: int = 4) -> tuple[Tensor, Tensor, nn.Module, nn.Module]:
     """A batch in float64, weights of a loss, our module for the parts and torch's for the whole."""
     torch.manual_seed(11)
-    whole = activations((sum(split), channels, 3), torch.float64, "cpu")
+    whole = activations((sum(split), channels, 3), torch.float64, torch.get_default_device())
     weights = torch.randn_like(whole)
     plain = nn.BatchNorm1d(channels, eps=EPS, dtype=torch.float64)
     nn.init.normal_(plain.weight)
@@ -466,7 +466,7 @@ def fsdp() -> None:
     split = (3,) * dist.get_world_size()
     input = torch.randn(sum(split), 2, dtype=torch.float64)
     target = torch.randn(sum(split), 4, dtype=torch.float64)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh(torch.get_default_device().type, (dist.get_world_size(),))
 
     def wrap(model: nn.Module) -> nn.Module:
         fully_shard(model.body[1], mesh=mesh)
@@ -548,6 +548,6 @@ def late(victim: int) -> None:
     module = my_ops.SyncBatchNorm(3)
     output = module(torch.randn(4, 3, 5, requires_grad=True))
     if dist.get_rank() == victim:
-        time.sleep(6)
+        time.sleep(4)
         raise ValueError("a bug of its own")
     output.sum().backward()

@@ -112,8 +112,11 @@ def test_version_is_stated_once() -> None:
 
 
 def test_public_names() -> None:
-    modules = [f"{lazy}BatchNorm{n}d" for lazy in ("", "Lazy") for n in (1, 2, 3)]
-    want = {*modules, "convert_batchnorm", "revert_batchnorm", "functional", "__version__"}
+    kinds = ("BatchNorm", "BatchNormAct", "LazyBatchNorm", "FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm")
+    modules = {f"{kind}{n}d" for kind in kinds for n in (1, 2, 3)}
+    modules |= {"BatchNormCustom", "FrozenBatchNorm", "SyncBatchNorm"}
+    functions = {"convert_batchnorm", "convert_sync_batchnorm", "freeze_batchnorm", "revert_batchnorm", "update_bn"}
+    want = modules | functions | {"functional", "__version__", "cmake_prefix_path"}
     assert set(my_ops.__all__) == want
-    for name in want - {"__version__"}:
+    for name in want - {"__version__", "cmake_prefix_path"}:
         assert getattr(my_ops, name).__doc__, name

@@ -21,6 +21,7 @@ from torch import nn
 import my_ops
 import sync_checks as sync
 from checks import bit_equal
+from conftest import devices
 from ranks import Ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -30,9 +31,12 @@ SPLITS = [(4, 4), (1, 7), (0, 8), (5, 1, 2), (3, 0, 5), (2, 2, 2, 2), (1, 0, 6, 
 FEW = [(3, 5), (4, 0, 2)]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+BACKENDS = ["gloo"] + ["nccl"] * (torch.cuda.device_count() > 1 and "cuda" in devices())
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"), request.param)
     yield ranks
     ranks.close()
 
@@ -197,7 +201,7 @@ def test_killed_rank_ends_the_others(ranks: Ranks, size: int) -> None:
 
 
 def test_absent_rank_ends_the_others_after_the_time_out(ranks: Ranks) -> None:
-    first, late = ranks.outcomes(2, sync.late, 1, timeout=3.0)
+    first, late = ranks.outcomes(2, sync.late, 1, timeout=2.0)
     assert first.error == "DistBackendError"
     assert first.message.startswith("sync_batchnorm: expected an answer of all 2 ranks")
     assert (late.error, late.message) == ("ValueError", "a bug of its own")

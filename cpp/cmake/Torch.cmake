@@ -1,7 +1,5 @@
-# Target my_ops_torch: headers and libraries of the torch that the Python interpreter imports.
-#
-# torch's own TorchConfig.cmake wants a complete CUDA toolkit as soon as torch was built with CUDA; asking the
-# interpreter works alike for the CPU and the CUDA build, with or without a toolkit.
+# Target my_ops_torch: headers and libraries of the torch that the Python interpreter imports. Sets MY_OPS_TORCH_DIR,
+# MY_OPS_TORCH_VERSION, MY_OPS_TORCH_MAJOR and _MINOR, and MY_OPS_TORCH_CUDA (none for a CPU build).
 find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -c
@@ -22,22 +20,10 @@ if(MY_OPS_TORCH_VERSION VERSION_LESS 2.11)
                       "run 'pip install torch==2.13.0' there.")
 endif()
 
-add_library(my_ops_torch INTERFACE)
-target_include_directories(my_ops_torch SYSTEM INTERFACE "${MY_OPS_TORCH_DIR}/include"
-                                                         "${MY_OPS_TORCH_DIR}/include/torch/csrc/api/include")
-target_link_directories(my_ops_torch INTERFACE "${MY_OPS_TORCH_DIR}/lib")
-target_link_libraries(my_ops_torch INTERFACE torch torch_cpu c10)
+string(REGEX MATCH "^([0-9]+)\\.([0-9]+)" _version "${MY_OPS_TORCH_VERSION}")
+set(MY_OPS_TORCH_MAJOR ${CMAKE_MATCH_1})
+set(MY_OPS_TORCH_MINOR ${CMAKE_MATCH_2})
 
-# at::parallel_for is a template over OpenMP pragmas. Link the very runtime that torch ships: a second one would be a
-# second thread pool, spinning against the first.
-file(GLOB _torch_gomp "${MY_OPS_TORCH_DIR}/lib/libgomp*.so*" "${MY_OPS_TORCH_DIR}/../torch.libs/libgomp*.so*"
-     "${MY_OPS_TORCH_DIR}/lib/libiomp5.so")
-if(_torch_gomp)
-  list(GET _torch_gomp 0 _torch_gomp)
-  target_compile_options(my_ops_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
-  target_link_libraries(my_ops_torch INTERFACE "${_torch_gomp}")
-else()
-  find_package(OpenMP REQUIRED COMPONENTS CXX)
-  target_link_libraries(my_ops_torch INTERFACE OpenMP::OpenMP_CXX)
-endif()
+include(TorchFolder)
+my_ops_add_torch(my_ops_torch "${MY_OPS_TORCH_DIR}")
 message(STATUS "my_ops: torch ${MY_OPS_TORCH_VERSION} in ${MY_OPS_TORCH_DIR}, CUDA ${MY_OPS_TORCH_CUDA}")

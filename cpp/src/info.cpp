@@ -1,7 +1,7 @@
-#include "info.h"
+#include "my_ops/info.h"
 
-#include "build_info.h"
 #include "cpu/capability.h"
+#include "my_ops/version.h"
 
 namespace my_ops {
 

@@ -1,4 +1,4 @@
-#include "ops.h"
+#include "my_ops/ops.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
@@ -127,6 +127,74 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const Tensor& save_invstd, OutputMask output_mask) {
   static const auto op = find("my_ops::instancenorm_backward", instancenorm_backward);
   return op.call(grad_output, input, gamma, save_mean, save_invstd, output_mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
+    const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+    std::optional<double> momentum, double eps, std::string_view activation, double slope,
+    const OptionalTensor& num_batches_tracked) {
+  static const auto op = find("my_ops::batchnorm_act_forward", batchnorm_act_forward);
+  return op.call(input, residual, gamma, beta, running_mean, running_var, training, momentum, eps, activation, slope,
+                 num_batches_tracked);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask) {
+  static const auto op = find("my_ops::batchnorm_act_backward", batchnorm_act_backward);
+  return op.call(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, training, activation, slope,
+                 output_mask);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
+                                               const OptionalTensor& gamma, const OptionalTensor& beta,
+                                               const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                               double slope) {
+  static const auto op = find("my_ops::batchnorm_act_apply", batchnorm_act_apply);
+  return op.call(input, residual, gamma, beta, mean, invstd, activation, slope);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,
+                                                         const OptionalTensor& residual, const OptionalTensor& mask,
+                                                         const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                         const Tensor& mean, const Tensor& invstd,
+                                                         std::string_view activation, double slope) {
+  static const auto op = find("my_ops::batchnorm_act_backward_reduce", batchnorm_act_backward_reduce);
+  return op.call(grad_output, input, residual, mask, gamma, beta, mean, invstd, activation, slope);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_output, const Tensor& input,
+                                                        const OptionalTensor& residual, const OptionalTensor& mask,
+                                                        const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                        const Tensor& mean, const Tensor& invstd,
+                                                        std::string_view activation, double slope, const Tensor& sum_dy,
+                                                        const Tensor& sum_dy_xhat, const Tensor& count) {
+  static const auto op = find("my_ops::batchnorm_act_backward_apply", batchnorm_act_backward_apply);
+  return op.call(grad_output, input, residual, mask, gamma, beta, mean, invstd, activation, slope, sum_dy, sum_dy_xhat,
+                 count);
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
+  static const auto op = find("my_ops::conv_batchnorm_forward", conv_batchnorm_forward);
+  return op.call(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding, dilation, groups,
+                 training, momentum, eps, num_batches_tracked, activation, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool training,
+    std::string_view activation, double slope, ConvOutputMask output_mask) {
+  static const auto op = find("my_ops::conv_batchnorm_backward", conv_batchnorm_backward);
+  return op.call(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd, stride, padding, dilation,
+                 groups, training, activation, slope, output_mask);
 }
 
 }  // namespace my_ops::ops

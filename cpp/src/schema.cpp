@@ -4,7 +4,7 @@
 // N batch, C channels, S product of the spatial sizes, M = N*S values per channel.
 #include <torch/library.h>
 
-#include "info.h"
+#include "my_ops/info.h"
 
 TORCH_LIBRARY(my_ops, m) {
   // Whole batch normalization, one call each way. `training` chooses batch statistics (which then update the running
@@ -68,6 +68,48 @@ TORCH_LIBRARY(my_ops, m) {
   m.def(
       "instancenorm_backward(Tensor grad_output, Tensor input, Tensor? gamma, Tensor save_mean, Tensor save_invstd, "
       "bool[3] output_mask=[True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+
+  // Batch normalization, a residual and an activation in the same passes: z = batchnorm(input) + residual and
+  // output = act(z), act one of identity, relu, leaky_relu (slope), elu (alpha = slope), silu and gelu_tanh.
+  //
+  // mask: uint8, a bit per element that tells whether z > 0, in memory order (element i of the output's memory is bit
+  // i % 8 of byte i / 8); for relu and leaky_relu with a residual, else empty. The backward pass computes z again from
+  // input and, for elu, silu and gelu_tanh, residual; relu and leaky_relu with a residual take the mask instead.
+  m.def(
+      "batchnorm_act_forward(Tensor input, Tensor? residual, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, bool training, float? momentum, float eps, str activation, float slope=0., "
+      "Tensor(c!)? num_batches_tracked=None) -> (Tensor output, Tensor save_mean, Tensor save_invstd, Tensor mask)");
+  m.def(
+      "batchnorm_act_backward(Tensor grad_output, Tensor input, Tensor? residual, Tensor? mask, Tensor? gamma, "
+      "Tensor? beta, Tensor save_mean, Tensor save_invstd, bool training, str activation, float slope=0., "
+      "bool[4] output_mask=[True, True, True, True]) "
+      "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_gamma, Tensor grad_beta)");
+
+  // In phases; statistics as above. The sums are those of dz = dy * act'(z), which is also grad_residual.
+  m.def(
+      "batchnorm_act_apply(Tensor input, Tensor? residual, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, "
+      "str activation, float slope) -> (Tensor output, Tensor mask)");
+  m.def(
+      "batchnorm_act_backward_reduce(Tensor grad_output, Tensor input, Tensor? residual, Tensor? mask, Tensor? gamma, "
+      "Tensor? beta, Tensor mean, Tensor invstd, str activation, float slope) -> (Tensor sum_dy, Tensor sum_dy_xhat)");
+  m.def(
+      "batchnorm_act_backward_apply(Tensor grad_output, Tensor input, Tensor? residual, Tensor? mask, Tensor? gamma, "
+      "Tensor? beta, Tensor mean, Tensor invstd, str activation, float slope, Tensor sum_dy, Tensor sum_dy_xhat, "
+      "Tensor count) -> (Tensor grad_input, Tensor grad_residual)");
+
+  // Convolution, then batch norm (and an activation), without keeping what is between them: the backward operator runs
+  // the convolution anew. stride, padding and dilation have a number per spatial dimension.
+  m.def(
+      "conv_batchnorm_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training, float? momentum, float eps, Tensor(c!)? num_batches_tracked=None, str activation='identity', "
+      "float slope=0.) -> (Tensor output, Tensor save_mean, Tensor save_invstd)");
+  m.def(
+      "conv_batchnorm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
+      "Tensor? beta, Tensor save_mean, Tensor save_invstd, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool training=True, str activation='identity', float slope=0., bool[5] output_mask=[True, True, True, True, "
+      "True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)");
 
   // What this library is and runs on.
   m.def("cpu_capability() -> str", &my_ops::cpu_capability);

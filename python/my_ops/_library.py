@@ -26,7 +26,7 @@ def load(package_folders: Iterable[str]) -> BuildInfo:
     Raises ImportError, in one sentence with the command that mends it, when the library is missing or was built against
     another torch. The record is read before the library is opened: the dynamic linker would only name a symbol.
     """
-    folder = _find([Path(folder) for folder in package_folders])
+    folder = find(package_folders)
     info = cast(BuildInfo, json.loads((folder / _BUILD_INFO).read_text()))
     _check_torch(info)
     try:
@@ -36,7 +36,9 @@ def load(package_folders: Iterable[str]) -> BuildInfo:
     return info
 
 
-def _find(folders: list[Path]) -> Path:
+def find(package_folders: Iterable[str]) -> Path:
+    """The one of ``package_folders`` that holds the library, and beside it the headers and files of the C++ package."""
+    folders = [Path(folder) for folder in package_folders]
     for folder in folders:
         if (folder / _LIBRARY).is_file() and (folder / _BUILD_INFO).is_file():
             return folder

@@ -1,16 +1,27 @@
 """The operators as functions, with the signatures of ``torch.nn.functional``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["batch_norm", "batch_norm_backward", "instance_norm"]
+__all__ = ["batch_norm", "batch_norm_act", "batch_norm_backward", "instance_norm"]
 
 # Bound once: `torch.ops.my_ops` looks its operators up by name.
 batchnorm_forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.batchnorm_forward
 batchnorm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.batchnorm_backward
 instancenorm_forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.instancenorm_forward
+batchnorm_act_forward: Callable[..., tuple[Tensor, ...]] = torch.ops.my_ops.batchnorm_act_forward
+
+# The activations that can follow a batch normalization, with the default of their parameter.
+SLOPES: Mapping[str, float] = {
+    "identity": 0.0,
+    "relu": 0.0,
+    "leaky_relu": 0.01,
+    "elu": 1.0,
+    "silu": 0.0,
+    "gelu_tanh": 0.0,
+}
 
 
 def batch_norm(
@@ -144,3 +155,56 @@ def instance_norm(
     if use_input_stats:
         return instancenorm_forward(input, weight, bias, running_mean, running_var, momentum, eps)[0]
     return batchnorm_forward(input, weight, bias, running_mean, running_var, False, momentum, eps)[0]
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "relu",
+    slope: float | None = None,
+    residual: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """``act(batch_norm(input) + residual)`` in the memory traffic of the batch normalization, forwards and backwards.
+
+    For the backward pass it keeps ``input`` and vectors; with a residual also one bit per value (relu and
+    leaky_relu) or the residual itself (elu, silu and gelu_tanh), never the output.
+
+    Args:
+        input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked: as
+            :func:`batch_norm`.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"`` or ``"gelu_tanh"`` (the tanh
+            approximation).
+        slope: of leaky_relu for negative values, 0.01 by default; alpha of elu, 1 by default. Others have none.
+        residual: added before the activation; the input's sizes and dtype.
+
+    Returns:
+        A tensor of the input's dtype, sizes and memory layout.
+
+    Raises:
+        ValueError: an unknown ``activation``; ``training`` with one value per channel; an ``eps`` out of range.
+        RuntimeError: any other argument that does not fit; the message names it, what was expected and what came.
+    """
+    if slope is None:
+        slope = SLOPES.get(activation, 0.0)
+    return batchnorm_act_forward(
+        input,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        eps,
+        activation,
+        slope,
+        num_batches_tracked,
+    )[0]

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from . import modules
 
-if dist.is_available():
-    import torch.distributed._functional_collectives  # registers what torch.compile must know of them
-
 __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -44,10 +41,11 @@ class SyncBatchNorm(modules._Forward):
             norm.
         options: ``bias=False``, where torch's own modules have it (2.13 and later).
 
-    Raises (in ``forward``):
-        ValueError: input of rank less than 2; one value per channel on all ranks together.
-        RuntimeError: an argument that does not fit; a first input whose number of channels or statistics dtype differs
-            between ranks, on all of them; another rank that fails or does not answer within the time-out of the group
+    Raises:
+        ValueError: in ``forward``: input of rank less than 2; one value per channel on all ranks together.
+        RuntimeError: in ``forward``: an argument that does not fit; a first input whose number of channels or
+            statistics dtype differs between ranks, on all of them; another rank that fails or does not answer within
+            the time-out of the group
             (``torch.distributed.DistBackendError``).
     """
 
@@ -120,6 +118,9 @@ def _group(group: Any | None) -> Any | None:
     """The process group to communicate in; None: there is nobody to talk to."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    # Registers what torch.compile must know of collectives; only here, so that `import my_ops` stays light.
+    from torch.distributed import _functional_collectives  # noqa: F401
+
     group = dist.group.WORLD if group is None else group
     return group if dist.get_world_size(group) > 1 else None
 

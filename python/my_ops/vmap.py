@@ -24,12 +24,15 @@ class _Kind(Enum):
     IMAGE = auto()  # [N, C, ...]
     VECTOR = auto()  # [C]
     STATE = auto()  # [C], and written: a running statistic in training
+    MASK = auto()  # a bit for each value of an image, or empty
     COUNT = auto()  # one for all channels
     COUNTER = auto()  # the same, and written
+    WEIGHT = auto()  # [C_out, C_in / groups, ...]
+    GROUPS = auto()  # of the channels, a number
     OTHER = auto()  # no tensor
 
 
-_IMAGE, _VECTOR, _STATE, _COUNT, _COUNTER, _OTHER = _Kind
+_IMAGE, _VECTOR, _STATE, _MASK, _COUNT, _COUNTER, _WEIGHT, _GROUPS, _OTHER = _Kind
 _Dims = Sequence[Any]  # where the batch dimension of each argument is; None: not batched
 _Mapped = tuple[Any, Any]  # results, and where their batch dimensions are
 
@@ -50,12 +53,17 @@ class _Rule:
         return any(dim is not None for kind, dim in zip(self._arguments, dims, strict=False) if kind in kinds)
 
     def by_channels(self, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
-        """Images [N, B*C, ...], vectors [B*C]."""
+        """Images [N, B*C, ...], vectors [B*C], weights [B*C_out, ...] in B times the groups."""
         self._check_written(dims, args, _STATE)
         mapped, copied = list(args), []
+        for i, kind in enumerate(self._arguments[: len(args)]):
+            if kind is _GROUPS:
+                mapped[i] = info.batch_size * args[i]
         for i, kind, arg in self._tensors(args):
             if kind is _IMAGE:
                 mapped[i] = _into_channels(_batch_first(arg, dims[i], info.batch_size))
+            elif kind is _WEIGHT:
+                mapped[i] = _batch_first(arg, dims[i], info.batch_size).flatten(0, 1)
             elif kind in (_VECTOR, _STATE):
                 vectors = _batch_first(arg, dims[i], info.batch_size)
                 mapped[i] = vectors.reshape(-1)
@@ -64,7 +72,7 @@ class _Rule:
         results = self.op(*mapped)
         for vectors, copy in copied:
             vectors.copy_(copy.view(vectors.shape))
-        return self._split(results, {_IMAGE: 1, _VECTOR: 0}, info.batch_size)
+        return self._split(results, {_IMAGE: 1, _VECTOR: 0, _WEIGHT: 0}, info.batch_size)
 
     def by_samples(self, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
         """Images [B*N, C, ...], vectors [C]."""
@@ -86,7 +94,8 @@ class _Rule:
             calls.append(self.op(*problem))
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
-        return tuple(torch.stack(results) for results in zip(*calls, strict=True)), 0
+        joined = [None if of_one[0] is None else torch.stack(of_one) for of_one in zip(*calls, strict=True)]
+        return tuple(joined), tuple(None if results is None else 0 for results in joined)
 
     def _tensors(self, args: Sequence[Any]) -> Iterator[tuple[int, _Kind, Tensor]]:
         for i, (kind, arg) in enumerate(zip(self._arguments, args, strict=False)):
@@ -157,6 +166,52 @@ _instance_backward = _Rule(
     "instancenorm_backward", (_IMAGE, _IMAGE, _VECTOR, _IMAGE, _IMAGE, _OTHER), (_IMAGE, _VECTOR, _VECTOR)
 )
 
+_conv = (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR)  # input, weight, bias, gamma, beta
+_geometry = (_OTHER, _OTHER, _OTHER, _GROUPS)  # stride, padding, dilation, groups
+_conv_training = _Rule(
+    "conv_batchnorm_forward",
+    (*_conv, _STATE, _STATE, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR),
+)
+_conv_eval = _Rule(
+    "conv_batchnorm_forward",
+    (*_conv, _VECTOR, _VECTOR, *_geometry, _OTHER, _OTHER, _OTHER, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR),
+)
+_conv_backward = _Rule(
+    "conv_batchnorm_backward",
+    (_IMAGE, *_conv, _VECTOR, _VECTOR, *_geometry),
+    (_IMAGE, _WEIGHT, _VECTOR, _VECTOR, _VECTOR),
+)
+
+
+_act_forward_training = _Rule(
+    "batchnorm_act_forward",
+    (_IMAGE, _IMAGE, _VECTOR, _VECTOR, _STATE, _STATE, *[_OTHER] * 5, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR, _MASK),
+)
+_act_forward_eval = _Rule(
+    "batchnorm_act_forward",
+    (_IMAGE, _IMAGE, *[_VECTOR] * 4, *[_OTHER] * 5, _COUNTER),
+    (_IMAGE, _VECTOR, _VECTOR, _MASK),
+)
+_act_backward = _Rule(
+    "batchnorm_act_backward",
+    (_IMAGE, _IMAGE, _IMAGE, _MASK, *[_VECTOR] * 4, *[_OTHER] * 4),
+    (_IMAGE, _IMAGE, _VECTOR, _VECTOR),
+)
+_act_apply = _Rule("batchnorm_act_apply", (_IMAGE, _IMAGE, *[_VECTOR] * 4, _OTHER, _OTHER), (_IMAGE, _MASK))
+_act_backward_reduce = _Rule(
+    "batchnorm_act_backward_reduce",
+    (_IMAGE, _IMAGE, _IMAGE, _MASK, *[_VECTOR] * 4, _OTHER, _OTHER),
+    (_VECTOR, _VECTOR),
+)
+_act_backward_apply = _Rule(
+    "batchnorm_act_backward_apply",
+    (_IMAGE, _IMAGE, _IMAGE, _MASK, *[_VECTOR] * 4, _OTHER, _OTHER, _VECTOR, _VECTOR, _COUNT),
+    (_IMAGE, _IMAGE),
+)
+
 
 def _elementwise(rule: _Rule, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     if rule.batched(dims, _COUNT):
@@ -212,6 +267,49 @@ def _map_gather_stats(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
     return (_gather_stats.one_by_one if alone else _gather_stats.by_channels)(info, dims, *args)
 
 
+def _map_conv_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    rule = _conv_training if args[11] else _conv_eval
+    return (rule.one_by_one if rule.batched(dims, _COUNTER) else rule.by_channels)(info, dims, *args)
+
+
+def _has_bits(mask: Tensor | None) -> bool:
+    return mask is not None and mask.numel() > 0
+
+
+def _map_act_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    input, residual, _, _, running_mean, running_var, training, momentum, eps, activation = args[:10]
+    rule = _act_forward_training if training else _act_forward_eval
+    if training and not rule.batched(dims, _IMAGE, _STATE, _COUNTER):  # one normalization, B ways to scale and shift it
+        _, mean, invstd = _forward_training.op(
+            input, None, None, running_mean, running_var, True, momentum, eps, *args[11:]
+        )
+        applied = (*args[:4], mean, invstd, activation, *(args[10:11] or (0.0,)))
+        (output, mask), at = _map_act_apply(info, (*dims[:4], None, None, None, None), *applied)
+        return (output, mean, invstd, mask), (at[0], None, None, at[1])
+    if not training:
+        rule, dims, args = _act_forward_eval, dims[:11], args[:11]  # eval reads no counter
+    if _writes_bits(residual, activation) or rule.batched(dims, _COUNTER):
+        return rule.one_by_one(info, dims, *args)
+    return rule.by_channels(info, dims, *args) if training else _elementwise(rule, info, dims, *args)
+
+
+def _writes_bits(residual: Tensor | None, activation: str) -> bool:
+    return residual is not None and activation in ("relu", "leaky_relu")
+
+
+def _map_act_apply(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    if _writes_bits(args[1], args[6]):
+        return _act_apply.one_by_one(info, dims, *args)
+    return _elementwise(_act_apply, info, dims, *args)
+
+
+def _map_act_backward(rule: _Rule, info: _Info, dims: _Dims, *args: Any) -> _Mapped:
+    """Bits lie in the order of one problem's memory, so that problems with a mask are called one by one."""
+    if _has_bits(args[3]) or rule.batched(dims, _COUNT):
+        return rule.one_by_one(info, dims, *args)
+    return rule.by_channels(info, (*dims[:3], None, *dims[4:]), *args[:3], None, *args[4:])
+
+
 def _register(name: str, rule: Callable[..., _Mapped]) -> None:
     op = getattr(torch.ops.my_ops, name).default
 
@@ -244,3 +342,10 @@ def register() -> None:
     _register("batchnorm_backward_apply", partial(_elementwise, _backward_apply))
     _register("instancenorm_forward", _map_instance_forward)
     _register("instancenorm_backward", _map_instance_backward)
+    _register("conv_batchnorm_forward", _map_conv_forward)
+    _register("conv_batchnorm_backward", _conv_backward.by_channels)
+    _register("batchnorm_act_forward", _map_act_forward)
+    _register("batchnorm_act_backward", partial(_map_act_backward, _act_backward))
+    _register("batchnorm_act_apply", _map_act_apply)
+    _register("batchnorm_act_backward_reduce", partial(_map_act_backward, _act_backward_reduce))
+    _register("batchnorm_act_backward_apply", partial(_map_act_backward, _act_backward_apply))

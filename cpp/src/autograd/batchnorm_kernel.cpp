@@ -2,9 +2,10 @@
 #include <torch/library.h>
 
 #include "autograd/formulas.h"
+#include "autograd/forward_formulas.h"
 #include "autograd/node.h"
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 
 namespace my_ops::autograd {
@@ -96,44 +97,6 @@ class BackwardNode : public SavingNode<BackwardNode, 5> {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-/// dy/dx is a symmetric matrix, so that the tangent of x goes through batchnorm_backward as a gradient does:
-///   y' = batchnorm_backward(x') + gamma'*xhat + beta'
-/// In training, with the two sums that batchnorm_backward returns besides:
-///   mean' = sum(x')/M        invstd' = -invstd^2 * sum(x'*xhat)/M
-void set_forward_tangents(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, bool training,
-                          const Three& result) {
-  if (!any_tangent(input, gamma, beta)) return;
-  const auto& [output, mean, invstd] = result;
-  const Tensor x = primal_of(input);
-  const Tensor x_tangent = tangent_of(input);
-  const Tensor gamma_tangent = tangent_of(gamma);
-  const Tensor beta_tangent = tangent_of(beta);
-  Term output_tangent;
-  Term mean_tangent;
-  Term invstd_tangent;
-  if (x_tangent.defined()) {
-    OptionalTensor wide_gamma = primal_of(gamma);  // the sums have its dtype
-    if (wide_gamma) wide_gamma = in_dtype(*wide_gamma, mean.scalar_type());
-    auto [through_x, sum_xhat, sum] =
-        ops::batchnorm_backward(x_tangent, x, wide_gamma, mean, invstd, training, {true, training, training});
-    output_tangent = through_x;
-    if (training) {
-      const c10::Scalar count(values_per_channel(x));
-      mean_tangent = sum / count;
-      invstd_tangent = -invstd * invstd * sum_xhat / count;
-    }
-  }
-  if (gamma_tangent.defined()) {
-    output_tangent =
-        output_tangent + ops::batchnorm_apply(x, gamma_tangent, none_if_undefined(beta_tangent), mean, invstd);
-  } else {
-    output_tangent = output_tangent + per_channel(Term(beta_tangent), x);
-  }
-  set_tangent(output, output_tangent);
-  set_tangent(mean, mean_tangent);
-  set_tangent(invstd, invstd_tangent);
-}
-
 /// The sums are those of dx = gamma*r*(dy - m1 - xhat*m2) and results themselves.
 void set_backward_tangents(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
                            const Tensor& mean, const Tensor& invstd, bool training, const Three& result) {
@@ -184,7 +147,12 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
     if (training) torch::autograd::set_history({mean, invstd}, node);
     node->constants.channels_last = !output.is_contiguous();
   }
-  set_forward_tangents(input, gamma, beta, training, result);
+  if (any_tangent(input, gamma, beta)) {
+    const auto t = forward_tangents(input, gamma, beta, training, mean, invstd);
+    set_tangent(output, t.output);
+    set_tangent(mean, t.mean);
+    set_tangent(invstd, t.invstd);
+  }
   if (node) {  // with history and tangents
     node->save(ForwardNode::kMean, mean, /*is_output=*/true);
     node->save(ForwardNode::kInvstd, invstd, /*is_output=*/true);

@@ -4,7 +4,7 @@
 #include "autograd/formulas.h"
 #include "autograd/node.h"
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 
 namespace my_ops::autograd {

@@ -22,6 +22,8 @@
 #include <vector>
 
 #include "autograd/formulas.h"
+#include "plan/activation.h"
+#include "plan/convolution.h"
 #include "sync/collectives.h"
 
 namespace my_ops::autograd {
@@ -61,7 +63,10 @@ struct Constants {
   bool training = true;
   bool channels_last = false;  // of an input that is not saved
   at::ScalarType beta_dtype = at::kFloat;
+  plan::Convolution convolution;
   sync::Group group;
+  plan::Activation activation = plan::Activation::identity;
+  double slope = 0;
 };
 
 /// A node with kSaved saved tensors, each possibly absent.
@@ -88,8 +93,13 @@ class SavingNode : public torch::autograd::Node {
     args.collect(constants.training);
     args.collect(constants.channels_last);
     args.collect(constants.beta_dtype);
+    const auto& [stride, padding, dilation, groups] = constants.convolution;
+    for (const auto* numbers : {&stride, &padding, &dilation}) args.collect(*numbers);
+    args.collect(groups);
     args.collect(constants.group.size);
     args.collect(constants.group.name);
+    args.collect(static_cast<int64_t>(constants.activation));
+    args.collect(constants.slope);
   }
 
   /// The record is a call of a function, which is apply() of a copy of this node that holds the graph's tensors.

@@ -2,7 +2,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 
 namespace my_ops::autograd {
 namespace {

@@ -5,7 +5,7 @@
 #include "autograd/formulas.h"
 #include "autograd/node.h"
 #include "autograd/tangents.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
 

@@ -8,7 +8,7 @@
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"
 #include "plan/problem.h"

@@ -72,7 +72,7 @@ class BackwardScratch {
   }
   BackwardCoefficients<A> eval(int64_t channels) {
     for (int64_t c = 0; c < channels; ++c) channels_.dy_scale[c] = channels_.gamma[c] * channels_.invstd[c];
-    return {nullptr, channels_.dy_scale, nullptr, nullptr};
+    return {mean_.data(), channels_.dy_scale, nullptr, nullptr};
   }
 
  private:
@@ -81,6 +81,25 @@ class BackwardScratch {
   ChannelVector<A> invstd_;
   Scratch<A> memory_;
   BackwardChannels<A> channels_;
+};
+
+/// z = (x - mean) * gamma * invstd + beta, from saved statistics.
+template <class A>
+class ZCoefficients {
+ public:
+  ZCoefficients(int64_t channels, const std::optional<at::Tensor>& gamma, const std::optional<at::Tensor>& beta,
+                const at::Tensor& invstd)
+      : beta_(beta, channels, A(0)), scale_(channels) {
+    const ChannelVector<A> gammas(gamma, channels, A(1));
+    const ChannelVector<A> invstds(invstd);
+    for (int64_t c = 0; c < channels; ++c) scale_[c] = gammas.data()[c] * invstds.data()[c];
+  }
+
+  AffineOfZ<A> get() { return {scale_, beta_.data()}; }
+
+ private:
+  ChannelVector<A> beta_;
+  Scratch<A> scale_;
 };
 
 /// The running statistics of a training step: each optional, and the counter that momentum = None divides by.

@@ -8,7 +8,7 @@
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
 #include "math/normalization.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
 

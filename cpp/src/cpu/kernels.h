@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "plan/activation.h"
 #include "plan/shape.h"
 
 namespace my_ops::cpu {
@@ -35,13 +36,34 @@ struct ForwardCoefficients {
   const A* shift;
 };
 
-/// dx = dy * dy_scale + (x - mean) * x_scale + shift; [C] each. Without x_scale (eval mode) only the first term.
+/// dx = dy * dy_scale + (x - mean) * x_scale + shift; [C] each. Without x_scale (eval mode) only the first term, and
+/// mean is needed by an activation alone.
 template <class A>
 struct BackwardCoefficients {
   const A* mean;
   const A* dy_scale;
   const A* x_scale;
   const A* shift;
+};
+
+/// z = (x - mean) * scale + shift, as backward passes compute it again; [C] each.
+template <class A>
+struct AffineOfZ {
+  const A* scale;
+  const A* shift;
+};
+
+/// What follows the affine map: output = act(z + residual), and before a backward pass dz = dy * act'(z + residual).
+/// Bits of a mask tell whether z + residual > 0, in memory order (element i: bit i % 8 of byte i / 8).
+template <class T>
+struct Epilogue {
+  plan::Activation activation;
+  Accumulator<T> slope;
+  const T* residual = nullptr;       // laid out as x, or null
+  uint8_t* written = nullptr;        // forward, out: the mask, which starts as zeros; or null
+  const uint8_t* mask = nullptr;     // backward, for relu and leaky_relu: instead of z and the residual; or null
+  AffineOfZ<Accumulator<T>> z = {};  // backward
+  T* dz = nullptr;                   // backward_reduce, out; or null
 };
 
 /// The per-channel work of a forward pass; [C] each.
@@ -97,6 +119,16 @@ struct Kernels {
   /// x is not read when there is no x_scale.
   void (*backward_apply)(const T* dy, const T* x, T* dx, const Shape&, const Region&, const BackwardCoefficients<A>&,
                          bool stream);
+
+  // The same with an epilogue.
+  void (*act_apply)(const T* x, T* y, const Shape&, const Region&, const ForwardCoefficients<A>&, const Epilogue<T>&,
+                    bool stream);
+  /// The sums of dz instead of dy; dz itself, where wanted.
+  void (*act_backward_reduce)(const T* dy, const T* x, const Shape&, const Region&, const A* mean, const A* invstd,
+                              const Epilogue<T>&, double* sum_dz, double* sum_dz_xhat);
+  /// Of an activation of z alone: no residual, no mask. x and mean are read also when there is no x_scale.
+  void (*act_backward_apply)(const T* dy, const T* x, T* dx, const Shape&, const Region&,
+                             const BackwardCoefficients<A>&, const Epilogue<T>&, bool stream);
 };
 
 /// All kernels of an instruction set; first those that do not depend on the element type.

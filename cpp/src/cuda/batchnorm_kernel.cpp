@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "cuda/device.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"
 #include "plan/problem.h"

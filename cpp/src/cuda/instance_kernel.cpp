@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cuda/device.h"
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
 

@@ -1,9 +1,9 @@
 // Shapes, dtypes and layouts without data. Sizes may be symbolic.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "meta/results.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"
 #include "plan/problem.h"
@@ -15,13 +15,9 @@ using at::Tensor;
 using ops::OptionalTensor;
 using ops::OutputMask;
 
-Tensor image_like(const Tensor& input) { return at::empty_like(plan::dense(input)); }
-
-Tensor per_channel(const Tensor& input, at::ScalarType dtype) {
-  return at::empty_symint({input.sym_size(1)}, input.options().dtype(dtype));
-}
-
-Tensor statistic(const Tensor& input) { return per_channel(input, plan::accumulation_dtype(input.scalar_type())); }
+using meta::image_like;
+using meta::per_channel;
+using meta::statistic;
 
 Tensor count(const Tensor& input) { return at::empty({1}, input.options().dtype(at::kLong)); }
 

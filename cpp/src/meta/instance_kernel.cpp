@@ -3,7 +3,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/problem.h"
 

@@ -109,6 +109,17 @@ class Checker {
     dtype(a, at::kLong);
   }
 
+  /// A bit for each element of the input, or nothing.
+  void mask(const OptionalTensor& mask) const {
+    if (!mask) return;
+    const Argument a{"mask", *mask};
+    device(a);
+    dtype(a, at::kByte);
+    const c10::SymInt bytes = (input_.sym_numel() + 7) / 8;
+    TORCH_CHECK(mask->dim() == 1 && (mask->sym_size(0) == 0 || mask->sym_size(0) == bytes), op_,
+                ": expected mask of shape [", bytes, "], got ", mask->sym_sizes());
+  }
+
   void counter(const OptionalTensor& num_batches_tracked) const {
     if (!num_batches_tracked) return;
     const Argument a{"num_batches_tracked", *num_batches_tracked};
@@ -221,14 +232,14 @@ class Checker {
   const Tensor& input_;
 };
 
-}  // namespace
-
-void check_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
-                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                   std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
-  const char* op = "batchnorm_forward";
+/// What the forward operators have in common.
+void forward_arguments(const char* op, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                       const OptionalTensor& beta, const OptionalTensor& running_mean,
+                       const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+                       const OptionalTensor& num_batches_tracked) {
   const Checker check(op, {"input", input});
   check.rank_and_dtype();
+  if (residual) check.like_input({"residual", *residual});
   check.parameter("gamma", gamma);
   check.parameter("beta", beta);
   check.parameter("running_mean", running_mean);
@@ -242,12 +253,97 @@ void check_forward(const Tensor& input, const OptionalTensor& gamma, const Optio
     check.momentum(momentum, running_mean || running_var, num_batches_tracked);
     check.own_memory(
         {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
-        {{"gamma", &gamma}, {"beta", &beta}});
+        {{"residual", &residual}, {"gamma", &gamma}, {"beta", &beta}});
   } else {
     TORCH_CHECK(running_mean, op, ": expected running_mean when training is False, got None");
     TORCH_CHECK(running_var, op, ": expected running_var when training is False, got None");
     check.eps_of_running_var(eps);
   }
+}
+
+/// What the backward operators with an activation have in common, but for the names of the statistics.
+Checker act_backward_arguments(const char* op, const Tensor& grad_output, const Tensor& input,
+                               const OptionalTensor& residual, const OptionalTensor& mask, const OptionalTensor& gamma,
+                               const OptionalTensor& beta, Activation activation) {
+  const Checker check(op, {"input", input});
+  check.rank_and_dtype();
+  check.like_input({"grad_output", grad_output});
+  if (residual) check.like_input({"residual", *residual});
+  check.mask(mask);
+  TORCH_CHECK(!residual || mask || !needs_only_sign(activation), op,
+              ": expected mask instead of residual for relu and leaky_relu, got None");
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  return check;
+}
+
+}  // namespace
+
+void check_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                   std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked) {
+  forward_arguments("batchnorm_forward", input, std::nullopt, gamma, beta, running_mean, running_var, training,
+                    momentum, eps, num_batches_tracked);
+}
+
+Activation activation_named(const char* op, std::string_view name) {
+  static constexpr std::pair<std::string_view, Activation> kActivations[] = {
+      {"identity", Activation::identity}, {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
+      {"elu", Activation::elu},           {"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}};
+  for (const auto& [known, activation] : kActivations) {
+    if (name == known) return activation;
+  }
+  TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, elu, silu or gelu_tanh, got ", name);
+}
+
+void check_act_forward(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                       const OptionalTensor& beta, const OptionalTensor& running_mean,
+                       const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+                       const OptionalTensor& num_batches_tracked) {
+  forward_arguments("batchnorm_act_forward", input, residual, gamma, beta, running_mean, running_var, training,
+                    momentum, eps, num_batches_tracked);
+}
+
+void check_act_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const Tensor& save_mean, const Tensor& save_invstd, Activation activation) {
+  const Checker check =
+      act_backward_arguments("batchnorm_act_backward", grad_output, input, residual, mask, gamma, beta, activation);
+  check.statistic({"save_mean", save_mean});
+  check.statistic({"save_invstd", save_invstd});
+}
+
+void check_act_apply(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                     const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd) {
+  const Checker check("batchnorm_act_apply", {"input", input});
+  check.rank_and_dtype();
+  if (residual) check.like_input({"residual", *residual});
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+}
+
+void check_act_backward_reduce(const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual,
+                               const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                               const Tensor& mean, const Tensor& invstd, Activation activation) {
+  const Checker check = act_backward_arguments("batchnorm_act_backward_reduce", grad_output, input, residual, mask,
+                                               gamma, beta, activation);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+}
+
+void check_act_backward_apply(const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual,
+                              const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const Tensor& mean, const Tensor& invstd, Activation activation, const Tensor& sum_dy,
+                              const Tensor& sum_dy_xhat, const Tensor& count) {
+  const Checker check = act_backward_arguments("batchnorm_act_backward_apply", grad_output, input, residual, mask,
+                                               gamma, beta, activation);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+  check.statistic({"sum_dy", sum_dy});
+  check.statistic({"sum_dy_xhat", sum_dy_xhat});
+  check.count({"count", count}, 1);
 }
 
 void check_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,

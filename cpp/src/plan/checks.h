@@ -8,6 +8,9 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
+
+#include "plan/activation.h"
 
 namespace my_ops::plan {
 
@@ -47,6 +50,32 @@ void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma
 
 void check_instance_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& gamma,
                              const at::Tensor& save_mean, const at::Tensor& save_invstd);
+
+/// The activation of that name; ValueError if there is none.
+Activation activation_named(const char* op, std::string_view name);
+
+// The operators with an activation. A mask without elements counts as none.
+
+void check_act_forward(const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                       const OptionalTensor& beta, const OptionalTensor& running_mean,
+                       const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+                       const OptionalTensor& num_batches_tracked);
+
+void check_act_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                        const at::Tensor& save_mean, const at::Tensor& save_invstd, Activation activation);
+
+void check_act_apply(const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                     const OptionalTensor& beta, const at::Tensor& mean, const at::Tensor& invstd);
+
+void check_act_backward_reduce(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& residual,
+                               const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                               const at::Tensor& mean, const at::Tensor& invstd, Activation activation);
+
+void check_act_backward_apply(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& residual,
+                              const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const at::Tensor& mean, const at::Tensor& invstd, Activation activation,
+                              const at::Tensor& sum_dy, const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
 // The arguments of the `out` overloads that are filled: behind the checks of the plain operator, before anything is
 // written. Each has the result's dtype and its shape, or no elements (see outputs.h), and memory of its own. Only

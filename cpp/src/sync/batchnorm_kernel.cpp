@@ -3,7 +3,7 @@
 #include <ATen/ops/cat.h>
 #include <torch/library.h>
 
-#include "ops.h"
+#include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "sync/collectives.h"
 
@@ -27,6 +27,17 @@ std::tuple<Tensor, Tensor, Tensor> unpacked(const Tensor& messages, const c10::S
           counts.contiguous().view(at::kLong).flatten()};
 }
 
+/// (mean, invstd, count) of the batch of all ranks.
+std::tuple<Tensor, Tensor, Tensor> statistics(const Tensor& input, const OptionalTensor& running_mean,
+                                              const OptionalTensor& running_var, std::optional<double> momentum,
+                                              double eps, const OptionalTensor& num_batches_tracked,
+                                              const Group& group) {
+  auto [mean, m2, count] = ops::batchnorm_stats(input);
+  const Tensor messages = ops::all_gather(packed(mean, m2, count), group.size, group.name);
+  auto [means, m2s, counts] = unpacked(messages, input.sym_size(1));
+  return ops::batchnorm_gather_stats(means, m2s, counts, running_mean, running_var, momentum, eps, num_batches_tracked);
+}
+
 /// All arguments are checked before the first message: an error on one rank alone makes the others wait for it.
 std::tuple<Tensor, Tensor, Tensor> sync_batchnorm_forward(
     const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
@@ -35,14 +46,10 @@ std::tuple<Tensor, Tensor, Tensor> sync_batchnorm_forward(
   plan::check_sync_forward(input, gamma, beta, running_mean, running_var, momentum, eps, num_batches_tracked,
                            group_size);
   plan::check_not_differentiable("sync_batchnorm_forward", running_mean, running_var);
-  auto [mean, m2, count] = ops::batchnorm_stats(input);
-  const Tensor messages = ops::all_gather(packed(mean, m2, count), group_size, group_name);
-  auto [means, m2s, counts] = unpacked(messages, input.sym_size(1));
-  auto [total_mean, invstd, total_count] =
-      ops::batchnorm_gather_stats(means, m2s, counts, running_mean, running_var, momentum, eps, num_batches_tracked);
-  Tensor output =
-      ops::sync_batchnorm_apply(input, gamma, beta, total_mean, invstd, total_count, group_size, group_name);
-  return {output, total_mean, invstd};
+  auto [mean, invstd, count] =
+      statistics(input, running_mean, running_var, momentum, eps, num_batches_tracked, {group_size, group_name});
+  Tensor output = ops::sync_batchnorm_apply(input, gamma, beta, mean, invstd, count, group_size, group_name);
+  return {output, mean, invstd};
 }
 
 Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name) {

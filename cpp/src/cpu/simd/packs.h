@@ -136,7 +136,7 @@ struct Broadcast {
 /// body(i, slot, lanes) for the packs of 0..n-1: i is a pack's first index, slot tells apart those that run side by
 /// side, and lanes is Full (All or Stream) except for the first `head` elements and a last, incomplete pack. The one
 /// remainder loop of all phases.
-template <class T, class Full, class Body>
+template <class T, class Full, int kUnrolled = kSlots<T>, class Body>
 MY_OPS_INLINE void for_packs(int64_t head, int64_t n, Body body) {
   constexpr int64_t pack = kPack<T>;
   int64_t i = 0;
@@ -144,8 +144,10 @@ MY_OPS_INLINE void for_packs(int64_t head, int64_t n, Body body) {
     i = head < n ? head : n;
     body(0, 1, First{i});
   }
-  for (; i + kSlots<T> * pack <= n; i += kSlots<T> * pack) {
-    for (int slot = 0; slot < kSlots<T>; ++slot) body(i + slot * pack, slot, Full{});
+  if constexpr (kUnrolled > 1) {
+    for (; i + kUnrolled * pack <= n; i += kUnrolled * pack) {
+      for (int slot = 0; slot < kUnrolled; ++slot) body(i + slot * pack, slot, Full{});
+    }
   }
   for (; i + pack <= n; i += pack) body(i, 0, Full{});
   if (i < n) body(i, 1, First{n - i});

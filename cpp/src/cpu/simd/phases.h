@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "cpu/simd/channels.h"
+#include "cpu/simd/epilogues.h"
 #include "cpu/simd/moments.h"
 #include "cpu/simd/rows.h"
 #include "cpu/simd/runs.h"
@@ -112,7 +113,7 @@ void stats(const T* x, const Shape& shape, const Region& region, double* mean, d
   if (moments_of(region, pivot, sums, mean, m2) > 0) stats_again(x, shape, region, pivot, sums, mean, m2);
 }
 
-// ---- apply: y = (x - center) * scale + shift ----
+// ---- apply: y = epilogue of (x - center) * scale + shift ----
 
 /// The elements of a run before whole vectors can be stored the Full way.
 template <class Full, class T>
@@ -120,10 +121,10 @@ MY_OPS_INLINE int64_t head(const T* out) {
   return std::is_same_v<Full, Stream> ? unaligned(out) : 0;
 }
 
-/// Long runs align themselves; rows are streamed if all of them start aligned.
+/// Runs align themselves; rows are streamed if all of them start aligned.
 template <class T>
 MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& region) {
-  if (!plan::by_rows(shape)) return shape.s >= plan::kShortRun;
+  if (!plan::by_rows(shape)) return true;
   const Rows rows = rows_of<T>(shape, region);
   return unaligned(out + rows.offset) == 0 && rows.stride % kPack<T> == 0;
 }
@@ -137,78 +138,101 @@ MY_OPS_INLINE void map_packs(T* out, Side side, Lanes lanes, Map map) {
   for (int r = 0; r < side.count; ++r) store(out + r * side.apart, lanes, values[r]);
 }
 
-template <class Full, class T, class A = Accumulator<T>>
-void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k) {
-  for_all_stretches<T, kTogether<T, Full>>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
-    const Broadcast<T, side.count> center(k.center, c, side);
-    const Broadcast<T, side.count> scale(k.scale, c, side);
-    const Broadcast<T, side.count> shift(k.shift, c, side);
-    for_packs<T, Full>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
-      map_packs<T>(y + element + i, side, lanes, [&](int r, int64_t ahead) {
-        return (load(x + element + i + ahead, lanes, center[r]) - center[r]) * scale[r] + shift[r];
+template <class Full, class T, class E, class A = Accumulator<T>>
+void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k,
+                   E epilogue) {
+  for_all_stretches<T, kStretchesOf<T, Full, E>>(
+      shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+        const Broadcast<T, side.count> center(k.center, c, side);
+        const Broadcast<T, side.count> scale(k.scale, c, side);
+        const Broadcast<T, side.count> shift(k.shift, c, side);
+        for_packs<T, Full, kUnrolled<T, E>>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
+          map_packs<T>(y + element + i, side, lanes, [&](int r, int64_t ahead) {
+            const int64_t at = element + i + ahead;
+            const Pack<T> z = (load(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r];
+            return epilogue.output(z, at, lanes);
+          });
+        });
       });
-    });
-  });
 }
 
-template <class Full, class T, class A = Accumulator<T>>
-void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, const ForwardCoefficients<A>& k) {
+template <class Full, class T, class E, class A = Accumulator<T>>
+void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, const ForwardCoefficients<A>& k,
+                   E epilogue) {
   Columns<T> centers;
   Columns<T> scales;
   Columns<T> shifts;
   centers.expand(rows, k.center + region.c0);
   scales.expand(rows, k.scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+  for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> center = centers.at(j);
       const Pack<T> scale = scales.at(j);
       const Pack<T> shift = shifts.at(j);
       map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
-        return (load(x + element + j + ahead, lanes, center) - center) * scale + shift;
+        const int64_t i = element + j + ahead;
+        return epilogue.output((load(x + i, lanes, center) - center) * scale + shift, i, lanes);
       });
     });
   });
 }
 
-template <class Full, class T, class A = Accumulator<T>>
-void apply_to(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k) {
+template <class Full, class T, class E, class A = Accumulator<T>>
+void apply_to(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k, E epilogue) {
   if (plan::by_rows(shape)) {
-    apply_by_rows<Full>(x, y, rows_of<T>(shape, region), region, k);
+    apply_by_rows<Full>(x, y, rows_of<T>(shape, region), region, k, epilogue);
   } else {
-    apply_by_runs<Full>(x, y, shape, region, k);
+    apply_by_runs<Full>(x, y, shape, region, k, epilogue);
+  }
+}
+
+template <class T, class E, class A = Accumulator<T>>
+void apply_epilogue(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k,
+                    bool stream, E epilogue) {
+  if (stream && may_stream(y, shape, region)) {
+    apply_to<Stream>(x, y, shape, region, k, epilogue);
+    end_stream();
+  } else {
+    apply_to<All>(x, y, shape, region, k, epilogue);
   }
 }
 
 template <class T, class A = Accumulator<T>>
 void apply(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k, bool stream) {
-  if (stream && may_stream(y, shape, region)) {
-    apply_to<Stream>(x, y, shape, region, k);
-    end_stream();
-  } else {
-    apply_to<All>(x, y, shape, region, k);
-  }
+  apply_epilogue(x, y, shape, region, k, stream, Plain<T>{});
 }
 
-// ---- backward_reduce: sums of dy and of dy * xhat, per channel ----
-
 template <class T, class A = Accumulator<T>>
+void act_apply(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k,
+               const Epilogue<T>& epilogue, bool stream) {
+  with_epilogue(epilogue, [&](auto e) { apply_epilogue(x, y, shape, region, k, stream, e); });
+}
+
+// ---- backward_reduce: sums of dz and of dz * xhat, per channel; dz is what the epilogue makes of dy ----
+
+template <class T, class E, class A = Accumulator<T>>
 void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
-                             const A* invstd, double* sum_dy, double* sum_dy_xhat) {
-  RunSums<T> accumulators;
-  accumulators.run(shape, region, sum_dy, sum_dy_xhat,
-                   [&](int64_t c, int64_t element, auto side, int64_t length, Vec<A>& first, Vec<A>& second) {
+                             const A* invstd, const AffineOfZ<A>& affine_of_z, double* sum_dz, double* sum_dz_xhat,
+                             E epilogue) {
+  RunSums<T, kStretches<E>> accumulators;
+  accumulators.run(shape, region, sum_dz + region.c0, sum_dz_xhat + region.c0,
+                   [&](int64_t i, int64_t element, auto side, int64_t length, Vec<A>& first, Vec<A>& second) {
+                     const int64_t c = region.c0 + i;
                      const Pack<T> mu = broadcast<T>(mean[c]);
                      const Pack<T> scale = broadcast<T>(invstd[c]);
+                     const ZOfStretches<T, E, 1> z(affine_of_z, mean, c, SideBySide<1>{0, 0});
                      Pack<T> s[kSlots<T>] = {};
                      Pack<T> q[kSlots<T>] = {};
-                     for_packs<T>(length, [&](int64_t i, int slot, auto lanes) {
+                     for_packs<T, All, kUnrolled<T, E>>(0, length, [&](int64_t i, int slot, auto lanes) {
                        for (int r = 0; r < side.count; ++r) {
                          const int64_t at = element + r * side.apart + i;
-                         const Pack<T> g = load(dy + at, lanes, Pack<T>{});
-                         const Pack<T> xhat = (load(x + at, lanes, mu) - mu) * scale;
+                         const Pack<T> d = load(x + at, lanes, mu) - mu;
+                         const Pack<T> g =
+                             epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
+                         epilogue.keep(g, at, lanes);
                          s[(slot + r) % kSlots<T>] += g;
-                         q[(slot + r) % kSlots<T>] += g * xhat;
+                         q[(slot + r) % kSlots<T>] += g * (d * scale);
                        }
                      });
                      first += join<T>(s);
@@ -216,29 +240,33 @@ void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const 
                    });
 }
 
-template <class T, class A = Accumulator<T>>
+template <class T, class E, class A = Accumulator<T>>
 void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
-                             const A* invstd, double* sum_dy, double* sum_dy_xhat) {
+                             const A* invstd, const AffineOfZ<A>& affine_of_z, double* sum_dz, double* sum_dz_xhat,
+                             E epilogue) {
   const Rows rows = rows_of<T>(shape, region);
   Columns<T> means;
   Columns<T> invstds;
-  ColumnSums<T> first(rows, sum_dy);
-  ColumnSums<T> second(rows, sum_dy_xhat);
-  means.expand(rows, mean);
-  invstds.expand(rows, invstd);
-  for_row_blocks<plan::kSideBySide>(
+  ColumnSums<T> first(rows, sum_dz + region.c0);
+  ColumnSums<T> second(rows, sum_dz_xhat + region.c0);
+  means.expand(rows, mean + region.c0);
+  invstds.expand(rows, invstd + region.c0);
+  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  for_row_blocks<kStretches<E>>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
-        for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
+        for_packs<T, All, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
           const Pack<T> mu = means.at(j);
           const Pack<T> scale = invstds.at(j);
           Pack<T> s{};
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
             const int64_t i = element + r * side.apart + j;
-            const Pack<T> g = load(dy + i, lanes, Pack<T>{});
+            const Pack<T> d = load(x + i, lanes, mu) - mu;
+            const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+            epilogue.keep(g, i, lanes);
             s += g;
-            q += g * ((load(x + i, lanes, mu) - mu) * scale);
+            q += g * (d * scale);
           }
           first.add(j, s);
           second.add(j, q);
@@ -250,46 +278,64 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
       });
 }
 
+template <class T, class E, class A = Accumulator<T>>
+void backward_reduce_epilogue(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
+                              const A* invstd, const AffineOfZ<A>& z, double* sum_dz, double* sum_dz_xhat, E epilogue) {
+  const auto phase = plan::by_rows(shape) ? backward_reduce_by_rows<T, E> : backward_reduce_by_runs<T, E>;
+  phase(dy, x, shape, region, mean, invstd, z, sum_dz, sum_dz_xhat, epilogue);
+}
+
 template <class T, class A = Accumulator<T>>
 void backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean, const A* invstd,
                      double* sum_dy, double* sum_dy_xhat) {
-  const auto phase = plan::by_rows(shape) ? backward_reduce_by_rows<T> : backward_reduce_by_runs<T>;
-  const int64_t c0 = region.c0;
-  phase(dy, x, shape, region, mean + c0, invstd + c0, sum_dy + c0, sum_dy_xhat + c0);
+  backward_reduce_epilogue(dy, x, shape, region, mean, invstd, AffineOfZ<A>{}, sum_dy, sum_dy_xhat, Plain<T>{});
 }
 
-// ---- backward_apply: dx = dy * dy_scale + (x - mean) * x_scale + shift, or dy * dy_scale alone ----
-
-template <class Full, class T, class A = Accumulator<T>>
-void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
-                            const BackwardCoefficients<A>& k) {
-  for_all_stretches<T, kTogether<T, Full>>(shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
-    const int64_t ahead = head<Full>(dx + element);
-    const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
-    if (!k.x_scale) {
-      for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
-        map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
-          return load(dy + element + i + ahead, lanes, Pack<T>{}) * dy_scale[r];
-        });
-      });
-      return;
-    }
-    const Broadcast<T, side.count> mean(k.mean, c, side);
-    const Broadcast<T, side.count> x_scale(k.x_scale, c, side);
-    const Broadcast<T, side.count> shift(k.shift, c, side);
-    for_packs<T, Full>(ahead, length, [&](int64_t i, int, auto lanes) {
-      map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
-        const int64_t at = element + i + ahead;
-        const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
-        return load(dy + at, lanes, Pack<T>{}) * dy_scale[r] + (d * x_scale[r] + shift[r]);
-      });
-    });
+template <class T, class A = Accumulator<T>>
+void act_backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
+                         const A* invstd, const Epilogue<T>& epilogue, double* sum_dz, double* sum_dz_xhat) {
+  with_epilogue(epilogue, [&](auto e) {
+    backward_reduce_epilogue(dy, x, shape, region, mean, invstd, epilogue.z, sum_dz, sum_dz_xhat, e);
   });
 }
 
-template <class Full, class T, class A = Accumulator<T>>
+// ---- backward_apply: dx = dz * dy_scale + (x - mean) * x_scale + shift, or dz * dy_scale alone ----
+
+template <class Full, class T, class E, class A = Accumulator<T>>
+void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
+                            const BackwardCoefficients<A>& k, const AffineOfZ<A>& affine_of_z, E epilogue) {
+  for_all_stretches<T, kStretchesOf<T, Full, E>>(
+      shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
+        const int64_t ahead = head<Full>(dx + element);
+        const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
+        const ZOfStretches<T, E, side.count> z(affine_of_z, k.mean, c, side);
+        if (!k.x_scale) {
+          for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
+            map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+              const int64_t at = element + i + ahead;
+              const auto z_here = [&] { return z.of_x(load(x + at, lanes, Pack<T>{}), r); };
+              return epilogue.gradient(load(dy + at, lanes, Pack<T>{}), z_here, at, lanes) * dy_scale[r];
+            });
+          });
+          return;
+        }
+        const Broadcast<T, side.count> mean(k.mean, c, side);
+        const Broadcast<T, side.count> x_scale(k.x_scale, c, side);
+        const Broadcast<T, side.count> shift(k.shift, c, side);
+        for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
+          map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
+            const int64_t at = element + i + ahead;
+            const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
+            const Pack<T> g = epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
+            return g * dy_scale[r] + (d * x_scale[r] + shift[r]);
+          });
+        });
+      });
+}
+
+template <class Full, class T, class E, class A = Accumulator<T>>
 void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Region& region,
-                            const BackwardCoefficients<A>& k) {
+                            const BackwardCoefficients<A>& k, const AffineOfZ<A>& affine_of_z, E epilogue) {
   Columns<T> means;
   Columns<T> dy_scales;
   Columns<T> x_scales;
@@ -298,8 +344,9 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
   dy_scales.expand(rows, k.dy_scale + region.c0);
   x_scales.expand(rows, k.x_scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> mean = means.at(j);
       const Pack<T> dy_scale = dy_scales.at(j);
       const Pack<T> x_scale = x_scales.at(j);
@@ -307,56 +354,85 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
       map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
         const Pack<T> d = load(x + i, lanes, mean) - mean;
-        return load(dy + i, lanes, Pack<T>{}) * dy_scale + (d * x_scale + shift);
+        const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+        return g * dy_scale + (d * x_scale + shift);
       });
     });
   });
 }
 
-template <class Full, class T, class A = Accumulator<T>>
-void scale_by_rows(const T* dy, T* dx, const Rows& rows, const Region& region, const BackwardCoefficients<A>& k) {
+template <class Full, class T, class E, class A = Accumulator<T>>
+void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Region& region,
+                   const BackwardCoefficients<A>& k, const AffineOfZ<A>& affine_of_z, E epilogue) {
+  Columns<T> means;
   Columns<T> dy_scales;
+  if constexpr (E::kFromZ) means.expand(rows, k.mean + region.c0);
   dy_scales.expand(rows, k.dy_scale + region.c0);
-  for_rows<kTogether<T, Full>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full>(0, columns, [&](int64_t j, int, auto lanes) {
+  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
+    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> dy_scale = dy_scales.at(j);
-      map_packs<T>(dx + element + j, side, lanes,
-                   [&](int, int64_t ahead) { return load(dy + element + j + ahead, lanes, Pack<T>{}) * dy_scale; });
+      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+        const int64_t i = element + j + ahead;
+        const auto z_here = [&] { return z(load(x + i, lanes, means.at(j)) - means.at(j), j); };
+        return epilogue.gradient(load(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+      });
     });
   });
 }
 
-template <class Full, class T, class A = Accumulator<T>>
+template <class Full, class T, class E, class A = Accumulator<T>>
 void backward_apply_to(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
-                       const BackwardCoefficients<A>& k) {
+                       const BackwardCoefficients<A>& k, const AffineOfZ<A>& z, E epilogue) {
   if (!plan::by_rows(shape)) {
-    backward_apply_by_runs<Full>(dy, x, dx, shape, region, k);
+    backward_apply_by_runs<Full>(dy, x, dx, shape, region, k, z, epilogue);
     return;
   }
   const Rows rows = rows_of<T>(shape, region);
   if (k.x_scale) {
-    backward_apply_by_rows<Full>(dy, x, dx, rows, region, k);
+    backward_apply_by_rows<Full>(dy, x, dx, rows, region, k, z, epilogue);
   } else {
-    scale_by_rows<Full>(dy, dx, rows, region, k);
+    scale_by_rows<Full>(dy, x, dx, rows, region, k, z, epilogue);
+  }
+}
+
+template <class T, class E, class A = Accumulator<T>>
+void backward_apply_epilogue(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
+                             const BackwardCoefficients<A>& k, const AffineOfZ<A>& z, bool stream, E epilogue) {
+  if (stream && may_stream(dx, shape, region)) {
+    backward_apply_to<Stream>(dy, x, dx, shape, region, k, z, epilogue);
+    end_stream();
+  } else {
+    backward_apply_to<All>(dy, x, dx, shape, region, k, z, epilogue);
   }
 }
 
 template <class T, class A = Accumulator<T>>
 void backward_apply(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
                     const BackwardCoefficients<A>& k, bool stream) {
-  if (stream && may_stream(dx, shape, region)) {
-    backward_apply_to<Stream>(dy, x, dx, shape, region, k);
-    end_stream();
-  } else {
-    backward_apply_to<All>(dy, x, dx, shape, region, k);
-  }
+  backward_apply_epilogue(dy, x, dx, shape, region, k, AffineOfZ<A>{}, stream, Plain<T>{});
+}
+
+template <class T, class A = Accumulator<T>>
+void act_backward_apply(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
+                        const BackwardCoefficients<A>& k, const Epilogue<T>& epilogue, bool stream) {
+  with_activation(epilogue,
+                  [&](auto e) { backward_apply_epilogue(dy, x, dx, shape, region, k, epilogue.z, stream, e); });
 }
 
 template <class T>
 constexpr Kernels<T> kernels_of() {
   using A = Accumulator<T>;
-  return {&stats<T>,           &finish_forward<A>,  &finish_given<A>,  &apply<T>,
-          &backward_reduce<T>, &finish_backward<A>, &backward_apply<T>};
+  return {&stats<T>,
+          &finish_forward<A>,
+          &finish_given<A>,
+          &apply<T>,
+          &backward_reduce<T>,
+          &finish_backward<A>,
+          &backward_apply<T>,
+          &act_apply<T>,
+          &act_backward_reduce<T>,
+          &act_backward_apply<T>};
 }
 
 constexpr KernelTable make_table() {

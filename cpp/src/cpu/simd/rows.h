@@ -135,7 +135,7 @@ template <int64_t many, class Body, class Flush>
 MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
   for (int64_t first = 0; first < rows.count; first += block_rows) {
     const int64_t n = rows.count - first < block_rows ? rows.count - first : block_rows;
-    const int64_t part = n / many;
+    const int64_t part = many > 1 ? n / many : 0;
     const int64_t offset = rows.offset + first * rows.stride;
     for (int64_t row = 0; row < part; ++row) {
       body(offset + row * rows.stride, SideBySide<many>{part * rows.stride, 0}, rows.columns);

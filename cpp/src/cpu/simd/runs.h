@@ -16,7 +16,7 @@ constexpr int64_t kLongStretch = 8192;
 template <class T, int64_t many = plan::kSideBySide, class Body>
 MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v, int64_t end, Body body) {
   const int64_t image = shape.c * shape.s;
-  const bool aligned = image % kPack<T> == 0;
+  const bool aligned = many > 1 && image % kPack<T> == 0;
   if (aligned && v % shape.s == 0) {
     const int64_t part = (end - v) / shape.s / many;
     const int64_t first = v / shape.s * image + c0 * shape.s;
@@ -27,7 +27,7 @@ MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v
     const int64_t position = v % shape.s;
     const int64_t length = shape.s - position < end - v ? shape.s - position : end - v;
     const int64_t element = v / shape.s * image + c0 * shape.s + position;
-    const int64_t part = length > kLongStretch ? length / (many * kPack<T>)*kPack<T> : 0;
+    const int64_t part = many > 1 && length > kLongStretch ? length / (many * kPack<T>)*kPack<T> : 0;
     if (part > 0) body(element, SideBySide<many>{part, 0}, part);
     if (many * part < length) body(element + many * part, SideBySide<1>{0, 0}, length - many * part);
     v += length;
@@ -39,7 +39,7 @@ MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v
 template <class T, int64_t many, class Body>
 MY_OPS_INLINE void for_all_stretches(const plan::Shape& shape, const plan::Region& region, Body body) {
   const int64_t part = (region.c1 - region.c0) / many;
-  const bool aligned = part * shape.s % kPack<T> == 0;
+  const bool aligned = many > 1 && part * shape.s % kPack<T> == 0;
   for_stretches<T, many>(shape, region.c0, region.b, region.e, [&](int64_t first, auto side, int64_t length) {
     int64_t c = region.c0;
     if constexpr (side.count == 1) {
@@ -58,7 +58,7 @@ template <class A>
 constexpr int64_t kBlockValues = 64 * 4 * kLanes<A>;
 
 /// Two sums per channel of a region: vectors in the accumulation type within a block, doubles beyond.
-template <class T, class A = Accumulator<T>>
+template <class T, int64_t many = plan::kSideBySide, class A = Accumulator<T>>
 struct RunSums {
   Vec<A> first[plan::kMaxRunGroup];
   Vec<A> second[plan::kMaxRunGroup];
@@ -81,7 +81,7 @@ struct RunSums {
       }
       values = 0;
     };
-    for_stretches<T>(shape, region.c0, region.b, region.e, [&](int64_t element, auto side, int64_t length) {
+    for_stretches<T, many>(shape, region.c0, region.b, region.e, [&](int64_t element, auto side, int64_t length) {
       constexpr int64_t block = kBlockValues<A> / side.count;
       for (int64_t p = 0; p < length; p += block) {
         const int64_t n = length - p < block ? length - p : block;

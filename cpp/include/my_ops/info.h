@@ -3,6 +3,9 @@
 
 #include <string>
 
+#include "my_ops/version.h"
+
+#pragma GCC visibility push(default)
 namespace my_ops {
 
 /// The instruction set in use by the CPU kernels: "default", "avx2" or "avx512".
@@ -12,3 +15,4 @@ std::string cpu_capability();
 std::string build_info();
 
 }  // namespace my_ops
+#pragma GCC visibility pop

@@ -1,0 +1,137 @@
+// Derivatives of convolution and batch norm as one operator.
+//
+// Whatever is not a plain gradient (a tangent, a derivative of the gradient) goes through the two operators one after
+// the other, which know their derivatives of any order.
+#include <torch/library.h>
+
+#include "autograd/activations.h"
+#include "autograd/formulas.h"
+#include "autograd/node.h"
+#include "autograd/tangents.h"
+#include "composite/conv.h"
+#include "my_ops/ops.h"
+#include "plan/checks.h"
+#include "plan/convolution.h"
+
+namespace my_ops::autograd {
+namespace {
+
+using at::IntArrayRef;
+using ops::ConvOutputMask;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+/// conv_batchnorm_forward as a function of (input, weight, bias, gamma, beta).
+class ConvForwardNode : public SavingNode<ConvForwardNode, 7> {
+ public:
+  enum Saved { kInput, kWeight, kBias, kGamma, kBeta, kMean, kInvstd };
+
+  std::string name() const override { return "MyOpsConvBatchnormForwardBackward"; }
+
+  variable_list apply(variable_list&& grads) override {
+    const Tensor input = saved(kInput);
+    const Tensor weight = saved(kWeight);
+    const OptionalTensor bias = saved_optional(kBias);
+    const Tensor mean = saved(kMean);
+    const Tensor invstd = saved(kInvstd);
+    const auto& conv = constants.convolution;
+    variable_list out(5);
+    if (grads[0].defined()) {
+      auto [dx, dw, db, dgamma, dbeta] = ops::conv_batchnorm_backward(
+          grads[0], input, weight, bias, saved_optional(kGamma), saved_optional(kBeta), mean, invstd, conv.stride,
+          conv.padding, conv.dilation, conv.groups, constants.training, name_of(constants.activation), constants.slope,
+          {wants(0), wants(1), wants(2), wants(3), wants(4)});
+      out = {dx, dw, db, dgamma, in_dtype(dbeta, constants.beta_dtype)};
+    }
+    const bool of_statistics = grads.size() > 1 && (grads[1].defined() || grads[2].defined());
+    if (of_statistics && (wants(0) || wants(1) || wants(2))) {
+      const Tensor z = conv.run(input, weight, bias);
+      const Tensor dz = through_statistics(grads[1], grads[2], z, mean, invstd);
+      auto [dx, dw, db] = conv.gradients(dz, input, weight, {wants(0), wants(1), wants(2)});
+      out[0] = sum_of(out[0], dx);
+      out[1] = sum_of(out[1], dw);
+      out[2] = sum_of(out[2], db);
+    }
+    return out;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope) {
+  plan::check_not_differentiable("conv_batchnorm_forward", running_mean, running_var);
+  const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
+  if (any_tangent(input, weight, bias, gamma, beta)) {
+    plan::check_convolution("conv_batchnorm_forward", input, weight, bias, convolution);
+    const composite::Norm norm{gamma, beta, training, activation, slope};
+    return norm.forward(convolution.run(input, weight, bias), running_mean, running_var, momentum, eps,
+                        num_batches_tracked);
+  }
+  PointerTo<ConvForwardNode> node;
+  if (torch::autograd::compute_requires_grad(input, weight, bias, gamma, beta)) {
+    node = make_node<ConvForwardNode>(input, weight, bias, gamma, beta);
+    node->constants.training = training;
+    node->constants.convolution = convolution;
+    node->constants.activation = plan::activation_named("conv_batchnorm_forward", activation);
+    node->constants.slope = slope;
+    node->save(ConvForwardNode::kInput, input);
+    node->save(ConvForwardNode::kWeight, weight);
+    node->save(ConvForwardNode::kBias, bias);
+    node->save(ConvForwardNode::kGamma, gamma);
+    if (activation != composite::kNoActivation) node->save(ConvForwardNode::kBeta, beta);
+    if (beta) node->constants.beta_dtype = beta->scalar_type();
+  }
+  auto result = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return ops::conv_batchnorm_forward(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding,
+                                       dilation, groups, training, momentum, eps, num_batches_tracked, activation,
+                                       slope);
+  }();
+  auto& [output, mean, invstd] = result;
+  if (training) {
+    for (const auto* written : {&running_mean, &running_var, &num_batches_tracked}) count_change(*written);
+  }
+  if (node) {
+    torch::autograd::set_history(output, node);
+    if (training) torch::autograd::set_history({mean, invstd}, node);
+    node->save(ConvForwardNode::kMean, mean, /*is_output=*/true);
+    node->save(ConvForwardNode::kInvstd, invstd, /*is_output=*/true);
+  }
+  return result;
+}
+
+Five conv_batchnorm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                             const OptionalTensor& bias, const OptionalTensor& gamma, const OptionalTensor& beta,
+                             const Tensor& save_mean, const Tensor& save_invstd, IntArrayRef stride,
+                             IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
+                             std::string_view activation, double slope, ConvOutputMask output_mask) {
+  if (!torch::autograd::compute_requires_grad(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd) &&
+      !any_tangent(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return ops::conv_batchnorm_backward(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd, stride,
+                                        padding, dilation, groups, training, activation, slope, output_mask);
+  }
+  const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
+  plan::check_convolution("conv_batchnorm_backward", input, weight, bias, convolution);
+  const auto [wants_input, wants_weight, wants_bias, wants_gamma, wants_beta] = output_mask;
+  const bool wants_z = wants_input || wants_weight || wants_bias;
+  const Tensor z = convolution.run(input, weight, bias);
+  const composite::Norm norm{gamma, beta, training, activation, slope};
+  auto [dz, dgamma, dbeta] = norm.backward(grad_output, z, save_mean, save_invstd, {wants_z, wants_gamma, wants_beta});
+  Tensor dx;
+  Tensor dw;
+  Tensor db;
+  if (wants_z) std::tie(dx, dw, db) = convolution.gradients(dz, input, weight, {wants_input, wants_weight, wants_bias});
+  return {dx, dw, db, dgamma, dbeta};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(my_ops, Autograd, m) {
+  m.impl("conv_batchnorm_forward", &conv_batchnorm_forward);
+  m.impl("conv_batchnorm_backward", &conv_batchnorm_backward);
+}
+
+}  // namespace my_ops::autograd

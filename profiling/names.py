@@ -1,0 +1,3 @@
+"""What the two sides are called, everywhere."""
+
+OURS, NATIVE = "my_ops", "native"

@@ -1,0 +1,84 @@
+"""The benchmark of the family: members agree with their rivals, wrong ones are not timed, memory is what it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+pytest.importorskip("sklearn")
+pytest.importorskip("transformers")
+
+import my_ops
+from profiling import family, memory, steps
+from profiling.peers import NATIVE, OURS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("member", family.members(), ids=lambda member: member.name)
+@pytest.mark.parametrize("kind", family.DTYPES)
+def test_members_are_right(member: family.Member, kind: str) -> None:
+    """In every dtype, on small images."""
+    small = replace(member, shape=(8, member.shape[1], 4, 4))
+    row = family.measure(small, family.DTYPES[kind], "channels_last", 0.0, CPU)
+    assert row.wrong == ""
+    assert {OURS, NATIVE} <= row.training.keys()
+    assert all(min(samples) > 0 for samples in (*row.training.values(), *row.inference.values()))
+    assert row.kept[OURS] <= 1.01 * row.kept[NATIVE]
+
+
+def test_wrong_member_is_not_timed() -> None:
+    ours, native = partial(my_ops.BatchNorm2d, 4), partial(nn.BatchNorm2d, 4, eps=0.01)
+    row = family.measure(family.Member("wrong", ours, native, (2, 4, 3, 3)), torch.float32, "contiguous", 0.0, CPU)
+    assert row.wrong.startswith("training, result 0 is off by")
+    assert not row.training
+    assert any("WRONG" in cell for cell in family.times([row]).rows[0])
+
+
+def test_memory_of_a_call() -> None:
+    x = torch.ones(1000)
+    found = memory.of(lambda: (x + 1) * 2, CPU)
+    assert (found.peak, found.held) == (8000, 4000)
+
+
+def test_convolution_keeps_its_input_alone() -> None:
+    """The benchmark's own figure: the output, and native's keeps as much again."""
+    (pointwise,) = (member for member in family.members() if "1x1" in member.name)
+    row = family.measure(replace(pointwise, shape=(4, 64, 8, 8)), torch.float32, "contiguous", 0.0, CPU)
+    output = 4 * 256 * 64 * 4
+    assert row.kept[OURS] == pytest.approx(output, rel=0.02)
+    assert row.kept[NATIVE] == pytest.approx(2 * output, rel=0.02)
+    assert row.more_convolutions() == row.more_convolutions()  # not NaN
+
+
+def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and steps of a small network, as tables and as JSON; losses of all ways agree."""
+    monkeypatch.setitem(steps.NETWORKS, "small", lambda: steps.ResNet((1, 1), 8))
+    path = tmp_path / "family.json"
+    members = [replace(family.members()[0], shape=(4, 256, 2, 2))]
+    settings = steps.Settings(batch=8, size=32, steps=2)
+    console = Console(file=(tmp_path / "log").open("w"), width=200)
+    assert family.run(members, torch.float32, "contiguous", 0.0, ["small"], settings, CPU, path, console)
+    content = json.loads(path.read_text())
+    assert content["rows"][0]["training"][OURS] > 0
+    runs = {run["name"]: run for run in content["steps"]}
+    assert runs.keys() == {NATIVE, OURS, steps.FUSED}
+    assert len(runs[NATIVE]["losses"]) == 3
+    assert len(runs[NATIVE]["seconds"]) == 2
+    assert runs[steps.FUSED]["losses"] == pytest.approx(runs[NATIVE]["losses"], rel=1e-3)
+    assert runs[steps.FUSED]["peak"] < runs[NATIVE]["peak"]
+
+
+def test_losses_that_part_are_noticed() -> None:
+    settings = steps.Settings()
+    runs = [steps.Run("net", NATIVE, settings, losses=[2.3, 2.2]), steps.Run("net", OURS, settings, losses=[2.3, 2.25])]
+    assert not steps.losses_agree(runs)
+    runs[1].losses[1] = 2.201
+    assert steps.losses_agree(runs)
