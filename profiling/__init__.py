@@ -31,10 +31,11 @@ operators      which operators are batch norm, whose, and the bytes they need
 calls          every call of batch norm
 breakdown      a whole trace in figures
 differences    two traces matched call by call
+findings       one trace, or two and their difference: JSON, tables, sentences
 intervals      medians with bounds
 history        figures against earlier ones
 
-figures        plots; call_figures: those of traces
+plots          one look for all; figures: those of the comparison, call_figures: those of traces
 *_tables       the figures as tables, on the terminal and in the report
 report         HTML and JSON of the comparison; trace_report: of traces
 exits          what can go wrong; files, json_text, progress, terminal: how results are written

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from profiling import differences
 from profiling.analysis import BATCH_NORM
@@ -135,11 +135,18 @@ def _draw_times(axes: Axes, found: Sequence[Breakdown], labels: Sequence[str]) -
 
 
 def _logarithmic(axis: Axis) -> None:
-    """With numbers that people read: 500m, 1, 2, 5, 10k."""
+    """With numbers that people read: 0.5, 1, 2, 5, 10k."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")  # type: ignore[attr-defined]
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_major_formatter(lambda value, place: _short(value))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"
 
 
 def _label(axes: Axes, labels: Sequence[str]) -> None:

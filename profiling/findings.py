@@ -11,7 +11,7 @@ from profiling.breakdown import Breakdown
 from profiling.calls import Site
 from profiling.differences import Difference
 from profiling.intervals import Estimate
-from profiling.tables import Table, plural
+from profiling.tables import Table, number, plural
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def _told_apart(found: Sequence[Breakdown]) -> tuple[Breakdown, ...]:
     """Traces of the same name get a number each."""
     names = [each.name for each in found]
     return tuple(
-        replace(each, name=f"{each.name} ({number})") if names.count(each.name) > 1 else each
-        for number, each in enumerate(found, 1)
+        replace(each, name=f"{each.name} ({place})") if names.count(each.name) > 1 else each
+        for place, each in enumerate(found, 1)
     )
 
 
@@ -66,18 +66,19 @@ def sentences(found: Findings) -> list[str]:
     for each in found.breakdowns:
         step, backends = each.step, " and ".join(each.backends)
         lines.append(
-            f"{each.name}: batch norm, run by {backends}, takes {step.batch_norm / 1e3:.3g} of the "
-            f"{step.whole / 1e3:.3g} ms of a traced step ({step.batch_norm / step.whole:.1%}), nothing runs for "
+            f"{each.name}: batch norm, run by {backends}, takes {number(step.batch_norm / 1e3)} of the "
+            f"{number(step.whole / 1e3)} ms of a traced step ({step.batch_norm / step.whole:.1%}), nothing runs for "
             f"{step.idle / step.whole:.1%}." + _limit(each)
         )
     difference = found.difference
     if difference and difference.matches:
         whole = differences.totals(difference.matches, lambda site: "all")[0]
         first, second = difference.first.name, difference.second.name
+        before, after = number(whole.first / 1e3), number(whole.second / 1e3)
         lines.insert(
             0,
-            f"{plural(whole.calls, 'matched call')} of batch norm per step take {whole.first / 1e3:.3g} ms in {first} "
-            f"and {whole.second / 1e3:.3g} ms in {second}: {_faster(whole.speedup, second)}." + _whole(found),
+            f"{plural(whole.calls, 'matched call')} of batch norm per step take {before} ms in {first} and {after} ms "
+            f"in {second}: {_faster(whole.speedup, second)}." + _whole(found),
         )
     return lines
 

@@ -75,12 +75,14 @@ def capture(
         source = models.find(model, config)
         with progress.bars(console) as shown:
             advance = progress.bar(shown, f"{source.name}: native and converted", capturing.ticks(settings))
-            paths = capturing.run(source, settings, chosen, unfinished, advance)
-        if report:
-            _report(paths, unfinished, None, console)
-    for path in paths:
-        console.print(f"trace: {folder / path.relative_to(unfinished)}", soft_wrap=True)
+            names = [
+                path.relative_to(unfinished) for path in capturing.run(source, settings, chosen, unfinished, advance)
+            ]
+    for name in names:
+        console.print(f"trace: {folder / name}", soft_wrap=True)
     if report:
+        with _clear_errors():
+            _report([folder / name for name in names], folder, None, console)
         console.print(f"report: {folder / 'index.html'}", soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", devices())
+        metafunc.parametrize("device", getattr(metafunc.module, "DEVICES", None) or devices())
     if "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
     if "training" in metafunc.fixturenames:

@@ -13,8 +13,8 @@ import torch
 CAPABILITIES = ["default", "avx2", "avx512"]
 TESTS = Path(__file__).parent
 # Where vectors begin and end, both ways through memory, conversions, and where sums are hard.
-FILES = ["test_forward.py", "test_backward.py", "test_numerics.py"]
-CHOICE = "sizes_around_vectors or test_layouts or hard_data or nan_and_infinity"
+FILES = ["test_forward.py", "test_backward.py", "test_numerics.py", "test_act.py"]
+CHOICE = "sizes_around_vectors or test_layouts or hard_data or nan_and_infinity or mask_of_every_shape or accuracy_of"
 
 
 def _weaker_ones() -> list[str]:

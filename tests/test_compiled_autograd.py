@@ -97,3 +97,12 @@ def test_phases(device: str) -> None:
         return ops.batchnorm_backward_apply(dy, x, gamma, mean, invstd, *sums, count).square().sum()
 
     assert_same_gradients(loss, [x, gamma, beta])
+
+
+def test_instance_norm(device: str) -> None:
+    args = arguments(activations((4, 3, 5), DOUBLE, device), training=True)
+
+    def loss(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return sum(result.sin().sum() for result in ops.instancenorm_forward(x, gamma, beta, None, None, 0.1, EPS))
+
+    assert_same_gradients(loss, [tensor.requires_grad_() for tensor in (args.input, args.gamma, args.beta)])

@@ -111,11 +111,12 @@ def test_eval_batch_norm_with_a_gamma_that_is_learned_saves_the_input() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradient_of_another_layout(layout: str) -> None:
-    """The input is not there to tell the layout; the values are right whatever the gradient's is."""
+    """The input is not there to tell, but its layout is kept."""
     module = frozen_with(arguments(torch.randn(4, 3, 5, 6), training=False), torch.float32)
     x = arrange(torch.randn(4, 3, 5, 6), layout).requires_grad_()
     dy = torch.randn(4, 6, 5, 3).transpose(1, 3)
     (dx,) = torch.autograd.grad(module(x), x, dy)
+    assert_layout(dx, x, "grad_input")
     scale = module.weight * (module.running_var + EPS).rsqrt()
     torch.testing.assert_close(dx, dy * reference.per_channel(scale, dy))
 
@@ -161,8 +162,9 @@ def test_freezing_without_affine_and_a_single_module() -> None:
     frozen = my_ops.freeze_batchnorm(native)
     assert isinstance(frozen, my_ops.FrozenBatchNorm2d)
     torch.testing.assert_close(frozen(x), want)
-    sync = my_ops.freeze_batchnorm(nn.SyncBatchNorm(3))
-    torch.testing.assert_close(sync(x), nn.BatchNorm2d(3).eval()(x))
+    for kind in (nn.SyncBatchNorm, my_ops.SyncBatchNorm):
+        sync = my_ops.freeze_batchnorm(kind(3))
+        torch.testing.assert_close(sync(x), nn.BatchNorm2d(3).eval()(x))
 
 
 def test_freezing_without_statistics_changes_nothing() -> None:

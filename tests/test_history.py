@@ -91,16 +91,16 @@ def test_the_results_in_the_repository_are_the_same_as_themselves() -> None:
 
 
 def test_a_page_against_its_own_figures(tmp_path: Path) -> None:
-    traces = [str(TRACES / f"unet-{name}.pt.trace.json.gz") for name in ("native", "my_ops")]
-    assert CliRunner().invoke(cli.app, ["analyze", *traces, "--output", str(tmp_path / "a.json")]).exit_code == 0
+    trace = str(TRACES / "unet-my_ops.pt.trace.json.gz")
+    assert CliRunner().invoke(cli.app, ["analyze", trace, "--output", str(tmp_path / "a.json")]).exit_code == 0
     content = json.loads((tmp_path / "a.json").read_bytes())
     for name, figure in content["figures"].items():
         if " backward " in name:
             content["figures"][name] = {key: value / 1000 for key, value in figure.items()}
     (tmp_path / "then.json").write_text(json.dumps(content))
-    command = ["report", *traces, "--output", str(tmp_path / "page"), "--against", str(tmp_path / "then.json")]
+    command = ["report", trace, "--output", str(tmp_path / "page"), "--against", str(tmp_path / "then.json")]
     done = CliRunner().invoke(cli.app, command)
-    assert done.exit_code == Exit.WRONG_RESULTS and "29 figures: 14 slower, 0 faster, 15 same" in done.stdout
+    assert done.exit_code == Exit.WRONG_RESULTS and "28 figures: 14 slower, 0 faster, 14 same" in done.stdout
     assert (tmp_path / "page" / "index.html").read_text().count(">slower<") == 14
 
 

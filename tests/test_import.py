@@ -112,10 +112,12 @@ def test_version_is_stated_once() -> None:
 
 
 def test_public_names() -> None:
-    kinds = ("BatchNorm", "LazyBatchNorm", "FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm")
+    kinds = ["BatchNorm", "BatchNormAct", "InPlaceBatchNormAct", "ConvBatchNorm", "LazyBatchNorm"]
+    kinds += ["FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm"]
     modules = {f"{kind}{n}d" for kind in kinds for n in (1, 2, 3)}
     modules |= {"BatchNormCustom", "FrozenBatchNorm", "SyncBatchNorm"}
-    functions = {"convert_batchnorm", "convert_sync_batchnorm", "freeze_batchnorm", "revert_batchnorm", "update_bn"}
+    functions = {"convert_batchnorm", "convert_sync_batchnorm", "freeze_batchnorm", "fuse_conv_bn"}
+    functions |= {"revert_batchnorm", "update_bn"}
     want = modules | functions | {"functional", "__version__", "cmake_prefix_path"}
     assert set(my_ops.__all__) == want
     for name in want - {"__version__", "cmake_prefix_path"}:

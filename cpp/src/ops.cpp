@@ -176,6 +176,24 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
                  count);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    std::string_view activation, double slope, const OptionalTensor& num_batches_tracked) {
+  static const auto op = find("my_ops::batchnorm_act_forward_", batchnorm_act_forward_);
+  return op.call(input, gamma, beta, running_mean, running_var, training, momentum, eps, activation, slope,
+                 num_batches_tracked);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
+    const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, OutputMask output_mask) {
+  static const auto op = find("my_ops::batchnorm_act_backward_from_output", batchnorm_act_backward_from_output);
+  return op.call(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd, training, activation,
+                 slope, output_mask);
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
     const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,

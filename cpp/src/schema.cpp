@@ -85,6 +85,20 @@ TORCH_LIBRARY(my_ops, m) {
       "bool[4] output_mask=[True, True, True, True]) "
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_gamma, Tensor grad_beta)");
 
+  // In place: input becomes output = act(batchnorm(input)), act identity, leaky_relu with slope > 0 or elu, and the
+  // backward pass starts from there. kept: int64 [k], the channels whose input cannot be computed back from the output
+  // (gamma near 0: plan/invertible.h); kept_input: [N, k, ...], their input.
+  m.def(
+      "batchnorm_act_forward_(Tensor(a!) input, Tensor? gamma, Tensor? beta, Tensor(b!)? running_mean, "
+      "Tensor(c!)? running_var, bool training, float? momentum, float eps, str activation, float slope=0., "
+      "Tensor(d!)? num_batches_tracked=None) "
+      "-> (Tensor save_mean, Tensor save_invstd, Tensor kept, Tensor kept_input)");
+  m.def(
+      "batchnorm_act_backward_from_output(Tensor grad_output, Tensor output, Tensor kept, Tensor kept_input, "
+      "Tensor? gamma, Tensor? beta, Tensor save_mean, Tensor save_invstd, bool training, str activation, "
+      "float slope=0., bool[3] output_mask=[True, True, True]) "
+      "-> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
+
   // In phases; statistics as above. The sums are those of dz = dy * act'(z), which is also grad_residual.
   m.def(
       "batchnorm_act_apply(Tensor input, Tensor? residual, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, "

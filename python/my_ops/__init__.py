@@ -16,7 +16,14 @@ from .custom import BatchNormCustom
 from .folding import fuse_conv_bn
 from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
 from .functionalization import register as _register_functionalization
-from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .fused import (
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    InPlaceBatchNormAct1d,
+    InPlaceBatchNormAct2d,
+    InPlaceBatchNormAct3d,
+)
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
@@ -48,6 +55,9 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "InPlaceBatchNormAct1d",
+    "InPlaceBatchNormAct2d",
+    "InPlaceBatchNormAct3d",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import modules
 from .functional import batch_norm
+from .sync import SyncBatchNorm
 
 __all__ = ["FrozenBatchNorm", "FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d", "freeze_batchnorm"]
 
@@ -90,6 +91,7 @@ _FROZEN: Mapping[type[nn.Module], type[FrozenBatchNorm]] = {
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.BatchNorm3d: FrozenBatchNorm3d,
     nn.SyncBatchNorm: FrozenBatchNorm,
+    SyncBatchNorm: FrozenBatchNorm,
     modules.BatchNorm1d: FrozenBatchNorm1d,
     modules.BatchNorm2d: FrozenBatchNorm2d,
     modules.BatchNorm3d: FrozenBatchNorm3d,
@@ -97,7 +99,7 @@ _FROZEN: Mapping[type[nn.Module], type[FrozenBatchNorm]] = {
 
 
 def freeze_batchnorm(model: _Model) -> _Model:
-    """Makes every ``BatchNorm1d/2d/3d`` of ``torch.nn`` or ``my_ops``, and every ``nn.SyncBatchNorm``, a frozen one.
+    """Makes every ``BatchNorm1d/2d/3d`` and ``SyncBatchNorm`` of ``torch.nn`` or ``my_ops`` a frozen one.
 
     In place: each module stays the same object with the same tensors, of which the parameters become buffers. Call it
     before the optimizer is made, whose parameters they no longer are. Other subclasses are left alone.

@@ -41,10 +41,11 @@ class SyncBatchNorm(modules._Forward):
             norm.
         options: ``bias=False``, where torch's own modules have it (2.13 and later).
 
-    Raises (in ``forward``):
-        ValueError: input of rank less than 2; one value per channel on all ranks together.
-        RuntimeError: an argument that does not fit; a first input whose number of channels or statistics dtype differs
-            between ranks, on all of them; another rank that fails or does not answer within the time-out of the group
+    Raises:
+        ValueError: in ``forward``: input of rank less than 2; one value per channel on all ranks together.
+        RuntimeError: in ``forward``: an argument that does not fit; a first input whose number of channels or
+            statistics dtype differs between ranks, on all of them; another rank that fails or does not answer within
+            the time-out of the group
             (``torch.distributed.DistBackendError``).
     """
 

@@ -183,5 +183,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
     std::string_view activation = "identity", double slope = 0,
     ConvOutputMask output_mask = {true, true, true, true, true});
 
+/// batchnorm_act_forward over its input: output takes the place of input. Identity, leaky_relu or elu with slope > 0.
+/// Returns save_mean, save_invstd, and kept [k] and kept_input [N, k, ...]: the channels whose input the output does
+/// not give back, and their input.
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    std::string_view activation, double slope, const OptionalTensor& num_batches_tracked);
+
+/// The gradients of input, gamma and beta of batchnorm_act_forward_, from its output and its other results.
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
+    const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, OutputMask output_mask);
+
 }  // namespace my_ops::ops
 #pragma GCC visibility pop

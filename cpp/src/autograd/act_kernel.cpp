@@ -78,7 +78,7 @@ class ActForwardNode : public SavingNode<ActForwardNode, 7> {
     if (grads[0].defined()) {
       auto [dx, dresidual, dgamma, dbeta] = ops::batchnorm_act_backward(
           grads[0], input, saved_optional(kResidual), saved_optional(kMask), saved_optional(kGamma),
-          saved_optional(kBeta), mean, invstd, constants.training, name_of(constants.activation), constants.slope,
+          saved_optional(kBeta), mean, invstd, constants.training, plan::name_of(constants.activation), constants.slope,
           {wants(0), wants(1), wants(2), wants(3)});
       out = {dx, dresidual, dgamma, in_dtype(dbeta, constants.beta_dtype)};
     }
@@ -109,7 +109,7 @@ class ActApplyNode : public SavingNode<ActApplyNode, 7> {
     if (wide_gamma) wide_gamma = in_dtype(*wide_gamma, mean.scalar_type());
     auto [dx, dresidual, sum_xhat, sum] = ops::batchnorm_act_backward(
         grads[0], saved(kInput), saved_optional(kResidual), saved_optional(kMask), wide_gamma, saved_optional(kBeta),
-        mean, invstd, /*training=*/false, name_of(constants.activation), constants.slope,
+        mean, invstd, /*training=*/false, plan::name_of(constants.activation), constants.slope,
         {wants(0), wants(1), wants(2) || statistics, wants(3) || statistics});
     out[0] = dx;
     out[1] = dresidual;

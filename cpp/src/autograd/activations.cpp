@@ -33,23 +33,6 @@ Tensor select(const Tensor& positive, const Tensor& dy, Activation activation, d
 
 }  // namespace
 
-const char* name_of(Activation activation) {
-  switch (activation) {
-    case Activation::identity:
-      return "identity";
-    case Activation::relu:
-      return "relu";
-    case Activation::leaky_relu:
-      return "leaky_relu";
-    case Activation::elu:
-      return "elu";
-    case Activation::silu:
-      return "silu";
-    default:
-      return "gelu_tanh";
-  }
-}
-
 Tensor activation_backward(const Tensor& dy, const Tensor& z, Activation activation, double slope) {
   constexpr double kGelu = 1.5957691216057307;  // 2 * sqrt(2 / pi)
   switch (activation) {

@@ -7,9 +7,6 @@
 
 namespace my_ops::autograd {
 
-/// The name that the operators take.
-const char* name_of(plan::Activation activation);
-
 /// dy * act'(z), as a function of both.
 at::Tensor activation_backward(const at::Tensor& dy, const at::Tensor& z, plan::Activation activation, double slope);
 

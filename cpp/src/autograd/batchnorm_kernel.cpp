@@ -25,7 +25,7 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
 
   variable_list apply(variable_list&& grads) override {
     Tensor input = saved(kInput);
-    if (!input.defined()) input = grads[0];
+    if (!input.defined() && grads[0].defined()) input = grads[0] = in_layout_of_input(grads[0]);
     const OptionalTensor gamma = saved_optional(kGamma);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
@@ -41,6 +41,11 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
     }
     return out;
+  }
+
+ private:
+  Tensor in_layout_of_input(const Tensor& tensor) const {
+    return constants.channels_last ? tensor.movedim(1, -1).contiguous().movedim(-1, 1) : tensor.contiguous();
   }
 };
 
@@ -140,6 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   if (node) {
     torch::autograd::set_history(output, node);
     if (training) torch::autograd::set_history({mean, invstd}, node);
+    node->constants.channels_last = !output.is_contiguous();
   }
   if (any_tangent(input, gamma, beta)) {
     const auto t = forward_tangents(input, gamma, beta, training, mean, invstd);

@@ -38,8 +38,8 @@ class ConvForwardNode : public SavingNode<ConvForwardNode, 7> {
     if (grads[0].defined()) {
       auto [dx, dw, db, dgamma, dbeta] = ops::conv_batchnorm_backward(
           grads[0], input, weight, bias, saved_optional(kGamma), saved_optional(kBeta), mean, invstd, conv.stride,
-          conv.padding, conv.dilation, conv.groups, constants.training, name_of(constants.activation), constants.slope,
-          {wants(0), wants(1), wants(2), wants(3), wants(4)});
+          conv.padding, conv.dilation, conv.groups, constants.training, plan::name_of(constants.activation),
+          constants.slope, {wants(0), wants(1), wants(2), wants(3), wants(4)});
       out = {dx, dw, db, dgamma, in_dtype(dbeta, constants.beta_dtype)};
     }
     const bool of_statistics = grads.size() > 1 && (grads[1].defined() || grads[2].defined());

@@ -61,6 +61,7 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 /// What derivatives depend on besides tensors. A node uses what its operator has.
 struct Constants {
   bool training = true;
+  bool channels_last = false;  // of an input that is not saved
   at::ScalarType beta_dtype = at::kFloat;
   plan::Convolution convolution;
   sync::Group group;
@@ -90,6 +91,7 @@ class SavingNode : public torch::autograd::Node {
     for (size_t i = 0; i < kSaved; ++i) args.collect(saved_[i], is_output_[i]);
     for (const bool wanted : all_wanted()) args.collect(wanted);
     args.collect(constants.training);
+    args.collect(constants.channels_last);
     args.collect(constants.beta_dtype);
     const auto& [stride, padding, dilation, groups] = constants.convolution;
     for (const auto* numbers : {&stride, &padding, &dilation}) args.collect(*numbers);

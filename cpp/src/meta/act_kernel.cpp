@@ -72,11 +72,40 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
   return {meta::image_like(input), meta::image_like(input)};
 }
 
+/// Which channels would be kept, only data can tell: none.
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+    std::string_view activation, double slope, const OptionalTensor& num_batches_tracked) {
+  const auto act = plan::activation_named("batchnorm_act_forward_", activation);
+  plan::check_act_forward_in_place(input, gamma, beta, running_mean, running_var, training, momentum, eps, act, slope,
+                                   num_batches_tracked);
+  auto sizes = input.sym_sizes().vec();
+  sizes[1] = 0;
+  return {meta::statistic(input), meta::statistic(input), at::empty({0}, input.options().dtype(at::kLong)),
+          at::empty_symint(sizes, input.options())};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
+    const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd, bool,
+    std::string_view activation, double slope, std::array<bool, 3> output_mask) {
+  const auto act = plan::activation_named("batchnorm_act_backward_from_output", activation);
+  plan::check_act_backward_from_output(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd, act,
+                                       slope);
+  const auto dtype = gamma ? gamma->scalar_type() : save_mean.scalar_type();
+  return {output_mask[0] ? meta::image_like(output) : Tensor(),
+          output_mask[1] ? meta::per_channel(output, dtype) : Tensor(),
+          output_mask[2] ? meta::per_channel(output, dtype) : Tensor()};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(my_ops, Meta, m) {
   m.impl("batchnorm_act_forward", &batchnorm_act_forward);
   m.impl("batchnorm_act_backward", &batchnorm_act_backward);
+  m.impl("batchnorm_act_forward_", &batchnorm_act_forward_);
+  m.impl("batchnorm_act_backward_from_output", &batchnorm_act_backward_from_output);
   m.impl("batchnorm_act_apply", &batchnorm_act_apply);
   m.impl("batchnorm_act_backward_reduce", &batchnorm_act_backward_reduce);
   m.impl("batchnorm_act_backward_apply", &batchnorm_act_backward_apply);

@@ -3,10 +3,13 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <string>
 #include <utility>
 
+#include "plan/invertible.h"
 #include "plan/overlap.h"
 #include "plan/problem.h"
 
@@ -23,6 +26,9 @@ struct Argument {
 };
 
 const Tensor kNone;
+
+/// Of the activations, in the order of the enumeration.
+constexpr std::string_view kNames[] = {"identity", "relu", "leaky_relu", "elu", "silu", "gelu_tanh"};
 
 const Tensor& or_none(const OptionalTensor& tensor) { return tensor ? *tensor : kNone; }
 
@@ -118,6 +124,20 @@ class Checker {
     const c10::SymInt bytes = (input_.sym_numel() + 7) / 8;
     TORCH_CHECK(mask->dim() == 1 && (mask->sym_size(0) == 0 || mask->sym_size(0) == bytes), op_,
                 ": expected mask of shape [", bytes, "], got ", mask->sym_sizes());
+  }
+
+  /// k channels, and their values.
+  void kept(Argument channels, Argument values) const {
+    device(channels);
+    device(values);
+    dtype(channels, at::kLong);
+    dtype(values, input_.scalar_type());
+    TORCH_CHECK(channels.tensor.dim() == 1, op_, ": expected ", channels.name, " of shape [channels], got ",
+                channels.tensor.sym_sizes());
+    auto sizes = input_.sym_sizes().vec();
+    sizes[1] = channels.tensor.sym_size(0);
+    TORCH_CHECK(values.tensor.sym_sizes() == c10::SymIntArrayRef(sizes), op_, ": expected ", values.name, " of shape ",
+                c10::SymIntArrayRef(sizes), ", got ", values.tensor.sym_sizes());
   }
 
   void counter(const OptionalTensor& num_batches_tracked) const {
@@ -261,6 +281,12 @@ void forward_arguments(const char* op, const Tensor& input, const OptionalTensor
   }
 }
 
+void invertible(const char* op, Activation activation, double slope) {
+  TORCH_CHECK_VALUE(is_invertible(activation, slope), op,
+                    ": expected an activation with an inverse (identity, leaky_relu or elu with slope > 0), got ",
+                    name_of(activation), " with slope ", slope);
+}
+
 /// What the backward operators with an activation have in common, but for the names of the statistics.
 Checker act_backward_arguments(const char* op, const Tensor& grad_output, const Tensor& input,
                                const OptionalTensor& residual, const OptionalTensor& mask, const OptionalTensor& gamma,
@@ -287,14 +313,12 @@ void check_forward(const Tensor& input, const OptionalTensor& gamma, const Optio
 }
 
 Activation activation_named(const char* op, std::string_view name) {
-  static constexpr std::pair<std::string_view, Activation> kActivations[] = {
-      {"identity", Activation::identity}, {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
-      {"elu", Activation::elu},           {"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}};
-  for (const auto& [known, activation] : kActivations) {
-    if (name == known) return activation;
-  }
+  const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
+  if (found != std::end(kNames)) return static_cast<Activation>(found - std::begin(kNames));
   TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, elu, silu or gelu_tanh, got ", name);
 }
+
+std::string_view name_of(Activation activation) { return kNames[static_cast<size_t>(activation)]; }
 
 void check_act_forward(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
                        const OptionalTensor& beta, const OptionalTensor& running_mean,
@@ -408,6 +432,37 @@ void check_backward_apply(const Tensor& grad_output, const Tensor& input, const 
   check.statistic({"sum_dy", sum_dy});
   check.statistic({"sum_dy_xhat", sum_dy_xhat});
   check.count({"count", count}, 1);
+}
+
+void check_act_forward_in_place(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                                std::optional<double> momentum, double eps, Activation activation, double slope,
+                                const OptionalTensor& num_batches_tracked) {
+  const char* op = "batchnorm_act_forward_";
+  invertible(op, activation, slope);
+  forward_arguments(op, input, std::nullopt, gamma, beta, running_mean, running_var, training, momentum, eps,
+                    num_batches_tracked);
+  const Checker check(op, {"input", input});
+  check.result_memory({{"input", input}}, {{"gamma", or_none(gamma)},
+                                           {"beta", or_none(beta)},
+                                           {"running_mean", or_none(running_mean)},
+                                           {"running_var", or_none(running_var)}});
+}
+
+void check_act_backward_from_output(const Tensor& grad_output, const Tensor& output, const Tensor& kept,
+                                    const Tensor& kept_input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                    const Tensor& save_mean, const Tensor& save_invstd, Activation activation,
+                                    double slope) {
+  const char* op = "batchnorm_act_backward_from_output";
+  invertible(op, activation, slope);
+  const Checker check(op, {"output", output});
+  check.rank_and_dtype();
+  check.like_input({"grad_output", grad_output});
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.statistic({"save_mean", save_mean});
+  check.statistic({"save_invstd", save_invstd});
+  check.kept({"kept", kept}, {"kept_input", kept_input});
 }
 
 void check_sync_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,

@@ -54,6 +54,8 @@ void check_instance_backward(const at::Tensor& grad_output, const at::Tensor& in
 /// The activation of that name; ValueError if there is none.
 Activation activation_named(const char* op, std::string_view name);
 
+std::string_view name_of(Activation activation);
+
 // The operators with an activation. A mask without elements counts as none.
 
 void check_act_forward(const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
@@ -76,6 +78,17 @@ void check_act_backward_apply(const at::Tensor& grad_output, const at::Tensor& i
                               const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
                               const at::Tensor& mean, const at::Tensor& invstd, Activation activation,
                               const at::Tensor& sum_dy, const at::Tensor& sum_dy_xhat, const at::Tensor& count);
+
+/// The activation has an inverse (else ValueError), and input memory of its own for each value.
+void check_act_forward_in_place(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                                std::optional<double> momentum, double eps, Activation activation, double slope,
+                                const OptionalTensor& num_batches_tracked);
+
+void check_act_backward_from_output(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& kept,
+                                    const at::Tensor& kept_input, const OptionalTensor& gamma,
+                                    const OptionalTensor& beta, const at::Tensor& save_mean,
+                                    const at::Tensor& save_invstd, Activation activation, double slope);
 
 // The arguments of the `out` overloads that are filled: behind the checks of the plain operator, before anything is
 // written. Each has the result's dtype and its shape, or no elements (see outputs.h), and memory of its own. Only

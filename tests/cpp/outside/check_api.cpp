@@ -1,8 +1,8 @@
 // The typed functions and the modules of the installed headers, held against torch's own.
 #include <ATen/Context.h>
 #include <ATen/ops/allclose.h>
-#include <ATen/ops/rand.h>
 #include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <my_ops/batchnorm.h>
 #include <my_ops/info.h>

@@ -1,0 +1,71 @@
+#include "plan/invertible.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/amin.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace my_ops::plan {
+namespace {
+
+using at::Tensor;
+
+struct Precision {
+  double unit;      // roundoff
+  double smallest;  // positive number
+  double allowed;   // error of xhat
+};
+
+Precision precision_of(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return {0x1p-53, std::numeric_limits<double>::denorm_min(), 0x1p-32};
+    case at::kFloat:
+      return {0x1p-24, 0x1p-149, 0x1p-12};
+    case at::kBFloat16:
+      return {0x1p-9, 0x1p-133, 0x1p-5};
+    default:
+      return {0x1p-12, 0x1p-24, 0x1p-5};
+  }
+}
+
+/// z at the smallest and the largest x of each channel, whichever is less.
+Tensor least_z(const Tensor& x, const Tensor& gamma, const Tensor& beta, const Tensor& mean, const Tensor& invstd) {
+  std::vector<int64_t> dims;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (d != 1) dims.push_back(d);
+  }
+  const auto z = [&](const Tensor& values) { return (values.to(at::kDouble) - mean) * invstd * gamma + beta; };
+  return at::minimum(z(x.amin(dims)), z(x.amax(dims)));
+}
+
+}  // namespace
+
+bool is_invertible(Activation activation, double slope) {
+  if (activation == Activation::identity) return true;
+  return (activation == Activation::leaky_relu || activation == Activation::elu) && slope > 0;
+}
+
+Tensor channels_to_keep(const Tensor& x, const std::optional<Tensor>& gamma_, const std::optional<Tensor>& beta_,
+                        const Tensor& mean_, const Tensor& invstd_, Activation activation, double slope) {
+  const Precision precision = precision_of(x.scalar_type());
+  const Tensor mean = mean_.to(at::kDouble);
+  const Tensor invstd = invstd_.to(at::kDouble);
+  const Tensor gamma = gamma_ ? gamma_->to(at::kDouble) : at::ones_like(mean);
+  const Tensor beta = beta_ ? beta_->to(at::kDouble) : at::zeros_like(mean);
+  const double least_slope = activation == Activation::identity ? 1 : std::min(slope, 1.0);
+  Tensor error = beta.abs() * (2 * precision.unit) + precision.smallest / least_slope;
+  if (activation == Activation::elu && x.numel() > 0) {
+    error = error + at::exp(-least_z(x, gamma, beta, mean, invstd)) * precision.unit;
+  }
+  return (error / gamma.abs() <= precision.allowed).logical_not().nonzero().squeeze(1);
+}
+
+}  // namespace my_ops::plan

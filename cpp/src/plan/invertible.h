@@ -1,0 +1,31 @@
+// In-place batch normalization with an activation keeps the output alone: which channels can be computed back from it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "plan/activation.h"
+
+namespace my_ops::plan {
+
+/// Whether the activation has an inverse.
+bool is_invertible(Activation activation, double slope);
+
+/// The channels of x (int64, ascending) whose xhat could not be computed back well enough from output = act(z),
+/// z = gamma * xhat + beta, stored in x's dtype.
+///
+/// Let u be the unit roundoff of that dtype and t its smallest positive number. Storing and inverting turns z into
+/// z * (1 + 2u) + t / slope, and elu, where z < 0, adds u * e^-z. With |z| <= |gamma| * |xhat| + |beta|, and gamma
+/// dividing all of that,
+///
+///   error of xhat <= 2u * |xhat| + (2u * |beta| + t / slope + u * e^-min(z)) / |gamma|
+///
+/// of which the first term is a rounding. A channel is kept if the second, in standard deviations of the channel,
+/// exceeds 2^-12 (float32), 2^-32 (float64) or 2^-5 (16-bit types); or is not a number. gamma = 0 is such a channel.
+/// min(z) is found in a pass over x, for elu alone.
+at::Tensor channels_to_keep(const at::Tensor& x, const std::optional<at::Tensor>& gamma,
+                            const std::optional<at::Tensor>& beta, const at::Tensor& mean, const at::Tensor& invstd,
+                            Activation activation, double slope);
+
+}  // namespace my_ops::plan
