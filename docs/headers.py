@@ -1,6 +1,6 @@
 """The directive ``header``: what a C++ header declares, with the comments that stand before it.
 
-Documented is what ``///`` lines precede: a function up to its ``;`` or ``{``, or a class. The comment before
+Documented is what ``///`` lines precede: a function up to its ``;`` or ``{``, a class, or an alias. The comment before
 ``#pragma once`` introduces the file.
 """
 
@@ -22,7 +22,7 @@ INCLUDE = Path(__file__).parents[1] / "cpp" / "include"
 
 @dataclass(frozen=True)
 class Declaration:
-    kind: str  # function or class
+    kind: str  # function, class or type
     signature: str  # without namespace and body
     namespace: str
     comment: str
@@ -55,6 +55,8 @@ def _signature(text: str) -> tuple[str, str]:
     """The declaration that `text` begins with: its kind, and the whole on one line."""
     if found := re.match(r"(template <.*>\s)?(?:class|struct) (\w+)", text):
         return "class", f"{found[1] or ''}{found[2]}".replace("\n", " ")
+    if found := re.match(r"using (\w+ = [^;]+);", text):
+        return "type", found[1]
     depth = 0
     for end, character in enumerate(text):
         depth += (character == "(") - (character == ")")

@@ -17,13 +17,16 @@ import outside
 
 # The names that users link against. Arguments are part of them, so changing a signature is changing the interface.
 EXPORTED = {
-    "my_ops::ops::all_gather",
-    "my_ops::ops::instancenorm_backward",
-    "my_ops::ops::instancenorm_forward",
-    "my_ops::ops::reduce_scatter",
-    "my_ops::ops::sync_batchnorm_apply",
     "my_ops::build_info",
     "my_ops::cpu_capability",
+    "my_ops::ops::all_gather",
+    "my_ops::ops::batchnorm_act_apply",
+    "my_ops::ops::batchnorm_act_backward",
+    "my_ops::ops::batchnorm_act_backward_apply",
+    "my_ops::ops::batchnorm_act_backward_from_output",
+    "my_ops::ops::batchnorm_act_backward_reduce",
+    "my_ops::ops::batchnorm_act_forward",
+    "my_ops::ops::batchnorm_act_forward_",
     "my_ops::ops::batchnorm_apply",
     "my_ops::ops::batchnorm_apply_out",
     "my_ops::ops::batchnorm_backward",
@@ -35,6 +38,12 @@ EXPORTED = {
     "my_ops::ops::batchnorm_forward_out",
     "my_ops::ops::batchnorm_gather_stats",
     "my_ops::ops::batchnorm_stats",
+    "my_ops::ops::conv_batchnorm_backward",
+    "my_ops::ops::conv_batchnorm_forward",
+    "my_ops::ops::instancenorm_backward",
+    "my_ops::ops::instancenorm_forward",
+    "my_ops::ops::reduce_scatter",
+    "my_ops::ops::sync_batchnorm_apply",
 }
 LIBRARY = Path(my_ops.cmake_prefix_path) / "lib" / "libmy_ops.so"
 
@@ -77,6 +86,13 @@ def test_library_loads_without_torch_before_it() -> None:
 
 def test_interface_against_torchs() -> None:
     assert json.loads(outside.output_of("check_api"))["version"] == my_ops.__version__
+
+
+def test_the_projects_own_tests() -> None:
+    """The closing line of ctest, as the project's owner sees it."""
+    build = outside.programs()["check_api"].parent
+    done = subprocess.run(["ctest", "--test-dir", build], capture_output=True, text=True)
+    assert done.returncode == 0 and "100% tests passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_library_is_kept_where_no_function_of_it_is_called() -> None:

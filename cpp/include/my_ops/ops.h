@@ -128,30 +128,37 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const Tensor& save_invstd,
                                                          OutputMask output_mask = {true, true, true});
 
-// Batch normalization, a residual and an activation.
-
+/// (output, save_mean, save_invstd, mask): output = act(batchnorm(input) + residual), in the passes of batch norm. CPU
+/// only so far. activation: identity, relu, leaky_relu (slope: its factor), elu (slope: its alpha), silu or gelu_tanh.
+/// residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether it is
+/// positive, for relu and leaky_relu with a residual; else empty. The rest is as in batchnorm_forward.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
     std::optional<double> momentum, double eps, std::string_view activation, double slope,
     const OptionalTensor& num_batches_tracked);
 
+/// The gradients of input, residual, gamma and beta of batchnorm_act_forward; undefined where output_mask is false. Of
+/// relu and leaky_relu behind a residual the mask is needed instead of the residual.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
     bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask);
 
+/// (output, mask) of batchnorm_act_forward from given statistics.
 std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
                                                const OptionalTensor& gamma, const OptionalTensor& beta,
                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
                                                double slope);
 
+/// The two sums of batchnorm_backward_reduce, [C] each, of dz = dy * act'(z) in the place of dy.
 std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,
                                                          const OptionalTensor& residual, const OptionalTensor& mask,
                                                          const OptionalTensor& gamma, const OptionalTensor& beta,
                                                          const Tensor& mean, const Tensor& invstd,
                                                          std::string_view activation, double slope);
 
+/// The gradients of input and residual from the sums over the whole batch; count: int64, [1], its values per channel.
 std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_output, const Tensor& input,
                                                         const OptionalTensor& residual, const OptionalTensor& mask,
                                                         const OptionalTensor& gamma, const OptionalTensor& beta,
