@@ -57,7 +57,8 @@ if(NOT CUDAToolkit_VERSION_MAJOR EQUAL _torch_major)
 endif()
 
 add_library(my_ops_torch_cuda INTERFACE)
-target_link_libraries(my_ops_torch_cuda INTERFACE torch_cuda c10_cuda CUDA::cudart)
+target_link_libraries(my_ops_torch_cuda INTERFACE "${MY_OPS_TORCH_DIR}/lib/libtorch_cuda.so"
+                                                  "${MY_OPS_TORCH_DIR}/lib/libc10_cuda.so" CUDA::cudart)
 set(MY_OPS_WITH_CUDA ON)
 set(MY_OPS_CUDA_VERSION "${MY_OPS_TORCH_CUDA}")
 message(STATUS "my_ops: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}, by ${CMAKE_CUDA_COMPILER}")
