@@ -3,25 +3,14 @@
 // and write the mask (B/32 in float32); those of the backward pass read no more than without an activation as long as
 // dz can be made from dy and x. Else the first one reads the mask or the residual and writes dz, which is the gradient
 // of the residual anyway, and the second one is that of plain batch normalization over dz.
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/elu_backward.h>
-#include <ATen/ops/leaky_relu_backward.h>
-#include <ATen/ops/log1p.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <vector>
 
-#include "cpu/coefficients.h"
-#include "cpu/partials.h"
-#include "cpu/schedule.h"
+#include "cpu/act_map.h"
+#include "cpu/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
-#include "plan/invertible.h"
 #include "plan/problem.h"
 
 namespace my_ops::cpu {
@@ -59,43 +48,6 @@ Tensor empty_mask(const Tensor& x, const Act& act) {
   return mask.zero_();
 }
 
-/// y = act(z) in one pass over x, of all regions.
-template <class T, class A = Accumulator<T>>
-void apply_everywhere(const Tensor& x, const Tensor& y, const ForwardCoefficients<A>& coefficients,
-                      const Epilogue<T>& epilogue) {
-  if (x.numel() == 0) return;
-  const Shape shape = plan::shape_of(x);
-  const T* in = read<T>(x);
-  T* out = write<T>(y);
-  const bool stream = !y.is_same(x) && streams(y);
-  for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
-    kernels_of<T>().act_apply(in, out, shape, region, coefficients, epilogue, stream);
-  });
-}
-
-/// Statistics, coefficients and output in two passes over x.
-template <class T, class A = Accumulator<T>>
-void forward_training(const Tensor& x, const Tensor& y, const ForwardScratch<A>& scratch,
-                      const ForwardChannels<A>& channels, const Epilogue<T>& epilogue) {
-  const Shape shape = plan::shape_of(x);
-  const Partition part = plan::reduction_partition(shape, sizeof(T));
-  const Kernels<T>& kernels = kernels_of<T>();
-  const T* in = read<T>(x);
-  T* out = write<T>(y);
-  const bool stream = streams(y);
-  Partials partials(part);
-  reduce_and_map(
-      part,
-      [&](const Region& region, int64_t k) { kernels.stats(in, shape, region, partials.first(k), partials.second(k)); },
-      [&](int64_t c0, int64_t c1) {
-        partials.merge_moments(c0, c1);
-        kernels.finish_forward(channels, c0, c1, partials.first(0), partials.second(0), part.values);
-      },
-      [&](const Region& region) {
-        kernels.act_apply(in, out, shape, region, scratch.coefficients(), epilogue, stream);
-      });
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
@@ -106,7 +58,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
                           num_batches_tracked);
   const Tensor x = plan::dense(input);
   const Act act(x, named, slope, residual);
-  const int64_t channels = x.size(1);
   Tensor output = empty_image(x);
   Tensor save_mean = empty_statistic(x);
   Tensor save_invstd = empty_statistic(x);
@@ -114,76 +65,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulator<T>;
-    ForwardScratch<A> scratch(channels, gamma, beta, save_mean, save_invstd, eps);
+    ForwardScratch<A> scratch(x.size(1), gamma, beta, save_mean, save_invstd, eps);
     Epilogue<T> epilogue = act.epilogue<T>();
     if (mask.numel() > 0) epilogue.written = write<uint8_t>(mask);
-    if (training && x.numel() > 0) {
-      RunningStatistics<A> running(running_mean, running_var, momentum, num_batches_tracked);
-      running.join(scratch.channels());
-      forward_training<T>(x, output, scratch, scratch.channels(), epilogue);
-      running.finish();
-      return;
-    }
-    // Given statistics; those of no values are mean 0 and variance 0.
-    const ChannelVector<A> mean(training ? std::nullopt : running_mean, channels, A(0));
-    const ChannelVector<A> var(training ? std::nullopt : running_var, channels, A(0));
-    kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
-    apply_everywhere<T>(x, output, scratch.coefficients(), epilogue);
+    forward_passes<T>(x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked},
+                      act_map<T>(x, output, scratch.coefficients(), epilogue));
   });
   return {output, save_mean, save_invstd, mask};
-}
-
-/// Mean, invstd and coefficients of a batch, in one pass over x.
-template <class T, class A = Accumulator<T>>
-void batch_statistics(const Tensor& x, const ForwardChannels<A>& channels) {
-  const Shape shape = plan::shape_of(x);
-  const Partition part = plan::reduction_partition(shape, sizeof(T));
-  const Kernels<T>& kernels = kernels_of<T>();
-  const T* in = read<T>(x);
-  Partials partials(part);
-  reduce(
-      part,
-      [&](const Region& region, int64_t k) { kernels.stats(in, shape, region, partials.first(k), partials.second(k)); },
-      [&](int64_t c0, int64_t c1) {
-        partials.merge_moments(c0, c1);
-        kernels.finish_forward(channels, c0, c1, partials.first(0), partials.second(0), part.values);
-      });
-}
-
-/// Statistics, then what must be kept of x, then the output over x.
-std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
-    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
-    const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
-    std::string_view activation, double slope, const OptionalTensor& num_batches_tracked) {
-  const auto named = plan::activation_named("batchnorm_act_forward_", activation);
-  plan::check_act_forward_in_place(input, gamma, beta, running_mean, running_var, training, momentum, eps, named, slope,
-                                   num_batches_tracked);
-  const Tensor x = plan::dense(input);
-  const int64_t channels = x.size(1);
-  Tensor save_mean = empty_statistic(x);
-  Tensor save_invstd = empty_statistic(x);
-  Tensor kept;
-  Tensor kept_input;
-  visit_element(x.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = Accumulator<T>;
-    ForwardScratch<A> scratch(channels, gamma, beta, save_mean, save_invstd, eps);
-    if (training && x.numel() > 0) {
-      RunningStatistics<A> running(running_mean, running_var, momentum, num_batches_tracked);
-      running.join(scratch.channels());
-      batch_statistics<T>(x, scratch.channels());
-      running.finish();
-    } else {
-      const ChannelVector<A> mean(training ? std::nullopt : running_mean, channels, A(0));
-      const ChannelVector<A> var(training ? std::nullopt : running_var, channels, A(0));
-      kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
-    }
-    kept = plan::channels_to_keep(x, gamma, beta, save_mean, save_invstd, named, slope);
-    kept_input = x.index_select(1, kept);
-    apply_everywhere<T>(x, x, scratch.coefficients(), Epilogue<T>{named, static_cast<A>(slope)});
-  });
-  if (!x.is_same(input)) input.copy_(x);
-  return {save_mean, save_invstd, kept, kept_input};
 }
 
 std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
@@ -203,7 +91,7 @@ std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const Option
     const ChannelVector<A> means(mean);
     Epilogue<T> epilogue = act.epilogue<T>();
     if (mask.numel() > 0) epilogue.written = write<uint8_t>(mask);
-    apply_everywhere<T>(x, output, {means.data(), z.get().scale, z.get().shift}, epilogue);
+    map_everywhere<T>(x, act_map<T>(x, output, {means.data(), z.get().scale, z.get().shift}, epilogue));
   });
   return {output, mask};
 }
@@ -421,77 +309,12 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
   return {grad_input, grad_residual};
 }
 
-/// x - mean from y = act(z), z = (x - mean) * gamma * invstd + beta: the inverse of act, which may round to y's dtype,
-/// then that of the affine map; of kept channels from their input.
-Tensor centered_input(const Tensor& y, const Tensor& kept, const Tensor& kept_input, const OptionalTensor& gamma,
-                      const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd, Activation activation,
-                      double slope) {
-  Tensor z = y;
-  if (activation == Activation::elu) {
-    const Tensor wide = y.to(mean.scalar_type());
-    z = plan::dense_like(at::where(wide > 0, wide, at::log1p(wide / slope)).to(y.scalar_type()), y);
-  }
-  Tensor centered = empty_image(y);
-  visit_element(y.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = Accumulator<T>;
-    const int64_t channels = y.size(1);
-    const Tensor zeros = at::zeros({3, channels}, mean.options());
-    if (activation == Activation::leaky_relu) {
-      const Tensor ones = at::ones({channels}, mean.options());
-      const A* zero = read<A>(zeros);
-      apply_everywhere<T>(y, centered, {zero, read<A>(ones), zero}, Epilogue<T>{activation, static_cast<A>(1 / slope)});
-      z = centered;
-    }
-    ZCoefficients<A> affine(channels, gamma, beta, invstd);
-    const auto k = affine.get();
-    Scratch<A> inverse(channels);
-    for (int64_t c = 0; c < channels; ++c) inverse[c] = A(1) / k.scale[c];
-    apply_everywhere<T>(z, centered, {k.shift, inverse, read<A>(zeros)}, Epilogue<T>{Activation::identity, A(0)});
-  });
-  if (kept.size(0) > 0) {
-    std::vector<int64_t> sizes(y.dim(), 1);
-    sizes[1] = -1;
-    const Tensor means = mean.index_select(0, kept).view(sizes);
-    centered.index_copy_(1, kept, (kept_input.to(mean.scalar_type()) - means).to(y.scalar_type()));
-  }
-  return centered;
-}
-
-/// dz = dy * act'(z), from y: computed back, z could have the other sign where it is nearly 0.
-Tensor gradient_of_z(const Tensor& dy, const Tensor& y, Activation activation, double slope) {
-  switch (activation) {
-    case Activation::leaky_relu:
-      return at::leaky_relu_backward(dy, y, slope, /*self_is_result=*/true);
-    case Activation::elu:
-      return at::elu_backward(dy, slope, /*scale=*/1, /*input_scale=*/1, /*is_result=*/true, y);
-    default:
-      return dy;
-  }
-}
-
-/// Plain batch normalization's backward pass of dz over x - mean, whose mean is 0.
-std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
-    const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
-    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
-    bool training, std::string_view activation, double slope, ops::OutputMask output_mask) {
-  const auto named = plan::activation_named("batchnorm_act_backward_from_output", activation);
-  plan::check_act_backward_from_output(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd,
-                                       named, slope);
-  const Tensor x =
-      centered_input(plan::dense(output), kept, kept_input, gamma, beta, save_mean, save_invstd, named, slope);
-  return ops::batchnorm_backward(gradient_of_z(grad_output, output, named, slope), x, gamma, at::zeros_like(save_mean),
-                                 save_invstd, training, output_mask);
-}
-
 }  // namespace
 }  // namespace my_ops::cpu
 
 TORCH_LIBRARY_IMPL(my_ops, CPU, m) {
   m.impl("batchnorm_act_forward", &my_ops::cpu::batchnorm_act_forward);
   m.impl("batchnorm_act_backward", &my_ops::cpu::batchnorm_act_backward);
-  m.impl("batchnorm_act_forward_", &my_ops::cpu::batchnorm_act_forward_);
-  m.impl("batchnorm_act_backward_from_output", &my_ops::cpu::batchnorm_act_backward_from_output);
   m.impl("batchnorm_act_apply", &my_ops::cpu::batchnorm_act_apply);
   m.impl("batchnorm_act_backward_reduce", &my_ops::cpu::batchnorm_act_backward_reduce);
   m.impl("batchnorm_act_backward_apply", &my_ops::cpu::batchnorm_act_backward_apply);

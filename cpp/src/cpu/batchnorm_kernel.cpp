@@ -5,9 +5,7 @@
 
 #include <algorithm>
 
-#include "cpu/coefficients.h"
-#include "cpu/partials.h"
-#include "cpu/schedule.h"
+#include "cpu/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"
@@ -21,62 +19,21 @@ using ops::OptionalTensor;
 using ops::OutputMask;
 using plan::Shape;
 
-/// Statistics, coefficients and output in two passes over x.
-template <class T, class A = Accumulator<T>>
-void forward_training(const Tensor& input, const Tensor& output, const ForwardScratch<A>& scratch,
-                      const ForwardChannels<A>& channels) {
-  const Shape shape = plan::shape_of(input);
-  const Partition part = plan::reduction_partition(shape, sizeof(T));
-  const Kernels<T>& kernels = kernels_of<T>();
-  const T* x = read<T>(input);
-  T* y = write<T>(output);
-  const bool stream = streams(output);
-  Partials partials(part);
-  reduce_and_map(
-      part,
-      [&](const Region& region, int64_t k) { kernels.stats(x, shape, region, partials.first(k), partials.second(k)); },
-      [&](int64_t c0, int64_t c1) {
-        partials.merge_moments(c0, c1);
-        kernels.finish_forward(channels, c0, c1, partials.first(0), partials.second(0), part.values);
-      },
-      [&](const Region& region) { kernels.apply(x, y, shape, region, scratch.coefficients(), stream); });
-}
-
-/// Output from given coefficients in one pass over x.
-template <class T, class A = Accumulator<T>>
-void forward_eval(const Tensor& input, const Tensor& output, const ForwardScratch<A>& scratch) {
-  if (input.numel() == 0) return;
-  const Shape shape = plan::shape_of(input);
-  const T* x = read<T>(input);
-  T* y = write<T>(output);
-  const bool stream = streams(output);
-  for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
-    kernels_of<T>().apply(x, y, shape, region, scratch.coefficients(), stream);
-  });
-}
-
 /// All of a forward pass over a dense x: output laid out as x, dense save_mean and save_invstd.
 void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
              const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
              std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
              const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd) {
-  const int64_t channels = x.size(1);
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    using A = Accumulator<T>;
-    ForwardScratch<A> scratch(channels, gamma, beta, save_mean, save_invstd, eps);
-    if (training && x.numel() > 0) {
-      RunningStatistics<A> running(running_mean, running_var, momentum, num_batches_tracked);
-      running.join(scratch.channels());
-      forward_training<T>(x, output, scratch, scratch.channels());
-      running.finish();
-      return;
-    }
-    // Given statistics; those of no values are mean 0 and variance 0.
-    const ChannelVector<A> mean(training ? std::nullopt : running_mean, channels, A(0));
-    const ChannelVector<A> var(training ? std::nullopt : running_var, channels, A(0));
-    kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
-    forward_eval<T>(x, output, scratch);
+    const Shape shape = plan::shape_of(x);
+    const T* in = read<T>(x);
+    T* out = write<T>(output);
+    const bool stream = streams(output);
+    ForwardScratch<Accumulator<T>> scratch(x.size(1), gamma, beta, save_mean, save_invstd, eps);
+    forward_passes<T>(
+        x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked},
+        [&](const Region& region) { kernels_of<T>().apply(in, out, shape, region, scratch.coefficients(), stream); });
   });
 }
 
