@@ -1,4 +1,5 @@
 """The benchmark of the family: members agree with their rivals, wrong ones are not timed, memory is what it is."""
+# ruff: noqa: E402 (what profiling imports may be missing on a machine that only runs the operators)
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
-pytest.importorskip("sklearn")
-pytest.importorskip("transformers")
+for package in ("msgspec", "rich", "sklearn", "transformers"):
+    pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
+
+from rich.console import Console
 
 import my_ops
 from profiling import family, memory, steps
