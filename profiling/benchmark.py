@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from profiling import correctness, json_text, machine, timing, workloads
+from profiling import correctness, files, json_text, machine, timing, workloads
 from profiling.machine import Machine
 from profiling.peers import OURS, Aten, CompiledNative, Implementation, Native, OneDnn, Ours
 from profiling.timing import Direction, Measurement
@@ -166,10 +165,7 @@ def write(suite: Suite, path: Path) -> None:
             {"group": row.group, **timing.figures(row.measurement), "left_out": row.left_out} for row in suite.rows
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json_text.of(content), encoding="utf-8")
-    os.replace(unfinished, path)
+    files.write(path, json_text.of(content))
 
 
 def _shapes(name: str, batch: int) -> list[tuple[str, Shape, int]]:

@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 
-from profiling import json_text, machine, plots
+from profiling import files, json_text, machine, plots
 from profiling.machine import Machine
 from profiling.tables import Table, number
 
@@ -332,8 +332,7 @@ def figure_of(scale: Scale) -> Figure:
 
 def write(scale: Scale, folder: Path) -> list[Path]:
     """``scale.json`` and ``scale.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "scale.json", folder / "scale.png"]
-    paths[0].write_text(json_text.of(scale) + "\n")
-    plots.to_png(figure_of(scale), paths[1])
+    files.write(paths[0], json_text.of(scale) + "\n")
+    files.write(paths[1], plots.as_png(figure_of(scale)))
     return paths
