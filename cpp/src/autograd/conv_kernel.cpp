@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
     std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
     double slope) {
-  plan::check_not_differentiable("conv_batchnorm_forward", running_mean, running_var);
+  plan::check_running_statistics("conv_batchnorm_forward", running_mean, running_var, training, num_batches_tracked);
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   if (any_tangent(input, weight, bias, gamma, beta)) {
     plan::check_convolution("conv_batchnorm_forward", input, weight, bias, convolution);

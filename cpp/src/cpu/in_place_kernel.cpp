@@ -101,6 +101,16 @@ Tensor gradient_of_z(const Tensor& dy, const Tensor& y, Activation activation, d
   }
 }
 
+void check_kept(const Tensor& kept, int64_t channels) {
+  const Tensor dense = kept.contiguous();
+  for (int64_t i = 0; i < dense.size(0); ++i) {
+    const int64_t channel = read<int64_t>(dense)[i];
+    TORCH_CHECK(channel >= 0 && channel < channels,
+                "batchnorm_act_backward_from_output: expected kept of channels from 0 to ", channels - 1, ", got ",
+                channel);
+  }
+}
+
 /// Plain batch normalization's backward pass of dz over x - mean, whose mean is 0.
 std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
     const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
@@ -109,6 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
   const auto named = plan::activation_named("batchnorm_act_backward_from_output", activation);
   plan::check_act_backward_from_output(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd,
                                        named, slope);
+  check_kept(kept, output.size(1));
   const Tensor x =
       centered_input(plan::dense(output), kept, kept_input, gamma, beta, save_mean, save_invstd, named, slope);
   return ops::batchnorm_backward(gradient_of_z(grad_output, output, named, slope), x, gamma, at::zeros_like(save_mean),

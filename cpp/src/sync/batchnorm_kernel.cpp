@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> sync_batchnorm_forward(
     const OptionalTensor& num_batches_tracked, int64_t group_size, std::string group_name) {
   plan::check_sync_forward(input, gamma, beta, running_mean, running_var, momentum, eps, num_batches_tracked,
                            group_size);
-  plan::check_not_differentiable("sync_batchnorm_forward", running_mean, running_var);
+  plan::check_running_statistics("sync_batchnorm_forward", running_mean, running_var, true, num_batches_tracked);
   auto [mean, invstd, count] =
       statistics(input, running_mean, running_var, momentum, eps, num_batches_tracked, {group_size, group_name});
   Tensor output = ops::sync_batchnorm_apply(input, gamma, beta, mean, invstd, count, group_size, group_name);
