@@ -19,6 +19,7 @@ networks       ResNet-50 and MobileNetV2 in plain torch
 memory         the most bytes that a call holds
 family         the operators around batch norm, each against torch's modules (some rows: family_norms)
 steps          training steps of whole networks, native, converted and fused
+lean           a ResNet that keeps less for the backward pass
 
 trace_cli      the commands for models and traces of one's own
 models         the user's model, from a function, a file or a library's configuration

@@ -141,7 +141,7 @@ def scale(
 def family(
     network: Annotated[
         list[str] | None,
-        typer.Option(help="resnet50, mobilenetv2, none; repeatable (default: both)"),
+        typer.Option(help="resnet50, resnet50-leaky, mobilenetv2, none; repeatable (default: all three)"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="of the rows: float32, bfloat16, float16")] = "float32",
     layout: Annotated[str, typer.Option(help="of the rows: contiguous, channels_last")] = "contiguous",
@@ -156,7 +156,7 @@ def family(
 ) -> None:
     """The operators around batch norm against torch's modules, and training steps of whole networks; writes JSON.
 
-    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss from native's.
+    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss in float64 from native's.
     """
     allocator.run_under(malloc)
     console = _console()

@@ -6,14 +6,22 @@ rounding errors by thousands on the way back otherwise, and no two ways of train
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
+
+
+def _relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
 
 
 class Bottleneck(nn.Module):
     """One activation module in three places, an addition in place."""
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, activation: Activation = _relu) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -22,8 +30,8 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         nn.init.zeros_(self.bn3.weight)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
+        self.relu = activation()
+        self.downsample: nn.Sequential | None = None
         if stride > 1 or channels != 4 * width:
             self.downsample = nn.Sequential(
                 nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
@@ -44,17 +52,23 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet-50 by default: 53 batch norms, 33 before an activation and 16 before an addition and an activation."""
 
-    def __init__(self, depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 10) -> None:
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (3, 4, 6, 3),
+        width: int = 64,
+        classes: int = 10,
+        activation: Activation = _relu,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = activation()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         stages, channels = [], width
         for stage, depth in enumerate(depths):
             wide = width * 2**stage
             strides = [1 if stage == 0 else 2] + [1] * (depth - 1)
-            blocks = [Bottleneck(channels if i == 0 else 4 * wide, wide, s) for i, s in enumerate(strides)]
+            blocks = [Bottleneck(channels if i == 0 else 4 * wide, wide, s, activation) for i, s in enumerate(strides)]
             stages.append(nn.Sequential(*blocks))
             channels = 4 * wide
         self.stages = nn.Sequential(*stages)
@@ -69,7 +83,7 @@ class ResNet(nn.Module):
 class InvertedResidual(nn.Module):
     """No activation behind the last batch norm."""
 
-    def __init__(self, channels: int, out: int, stride: int, expand: int, activation: type[nn.Module]) -> None:
+    def __init__(self, channels: int, out: int, stride: int, expand: int, activation: Activation) -> None:
         super().__init__()
         hidden = channels * expand
         self.shortcut = stride == 1 and channels == out
@@ -111,7 +125,7 @@ class MobileNetV2(nn.Module):
         stem: int = 32,
         last: int = 1280,
         classes: int = 10,
-        activation: type[nn.Module] = nn.ReLU6,
+        activation: Activation = nn.ReLU6,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [
