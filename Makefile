@@ -55,8 +55,8 @@ throughput: examples ## ResNet-50 from C++, images per second beside native and 
 	cd $(build)/models && for peer in resnet50_native resnet50_folded; do \
 	  echo "my_ops and $$peer, batch 1, 8 and 32"; \
 	  ../examples/load_test resnet50.pt $$peer.pt batch_1.pt 100 1; \
-	  ../examples/load_test resnet50.pt $$peer.pt batch_8.pt 25 1; \
-	  ../examples/load_test resnet50.pt $$peer.pt batch_32.pt 10 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_8.pt 40 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_32.pt 20 1; \
 	done
 
 docs: $(package) ## build the documentation, in build/docs; a warning is an error
