@@ -141,7 +141,7 @@ def scale(
 def family(
     network: Annotated[
         list[str] | None,
-        typer.Option(help="resnet50, mobilenetv2, mobilenetv2-relu, none; repeatable (default: all three)"),
+        typer.Option(help="resnet50, mobilenetv2, none; repeatable (default: both)"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="of the rows: float32, bfloat16, float16")] = "float32",
     layout: Annotated[str, typer.Option(help="of the rows: contiguous, channels_last")] = "contiguous",

@@ -100,6 +100,7 @@ class _Chain(nn.Module):
 ACTIVATIONS: dict[str, Activation] = {
     "relu": partial(F.relu, inplace=True),
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.01, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),
     "elu": partial(F.elu, inplace=True),
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),

@@ -29,7 +29,6 @@ LOSS_TOLERANCE = 0.01  # of losses after a few steps, in which roundings have gr
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": ResNet,
     "mobilenetv2": MobileNetV2,
-    "mobilenetv2-relu": lambda: MobileNetV2(activation=nn.ReLU),
 }
 
 

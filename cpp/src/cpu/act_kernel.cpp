@@ -43,7 +43,7 @@ struct Act {
 
 /// The mask of a forward pass: all zeros, or empty.
 Tensor empty_mask(const Tensor& x, const Act& act) {
-  const bool masked = act.residual.defined() && plan::needs_only_sign(act.activation);
+  const bool masked = act.residual.defined() && plan::needs_only_bit(act.activation);
   Tensor mask = at::detail::empty_cpu({masked ? (x.numel() + 7) / 8 : 0}, at::kByte);
   return mask.zero_();
 }
@@ -117,7 +117,7 @@ struct BackwardArguments {
         mean(mean),
         invstd(invstd) {
     dy = plan::dense_like(grad_output, x);
-    if (mask && mask->numel() > 0 && plan::needs_only_sign(activation)) act.mask = mask->contiguous();
+    if (mask && mask->numel() > 0 && plan::needs_only_bit(activation)) act.mask = mask->contiguous();
   }
 
   /// Whether dz needs more than dy and x: then it is written by the first pass, for the second.

@@ -126,10 +126,8 @@ class WritableChannelVector {
 
 // Results are made directly: a trip through the dispatcher for each costs more than a tiny normalization.
 
-/// Uninitialised, with the sizes, strides and dtype of a dense tensor.
-inline at::Tensor empty_image(const at::Tensor& like) {
-  return at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type());
-}
+/// Uninitialised, with the sizes, strides and dtype of a dense tensor; in huge pages where it is large.
+at::Tensor empty_image(const at::Tensor& like);
 
 /// Uninitialised, [C], of the accumulation dtype of `input`.
 inline at::Tensor empty_statistic(const at::Tensor& input) {
