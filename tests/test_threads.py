@@ -69,7 +69,7 @@ class Normalized(Dataset[tuple[Tensor, ...]]):
         return self.make(index)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_data_loaders_fork_after_use(workers: int, restore_threads: None) -> None:
     torch.set_num_threads(4)
     norm = my_ops.BatchNorm2d(32)

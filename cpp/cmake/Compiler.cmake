@@ -12,6 +12,10 @@ endif()
 add_library(my_ops_flags INTERFACE)
 target_compile_options(my_ops_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter -Wno-psabi>)
 
+# MY_OPS_WITH_AVX2 and the like, for who chooses among the kernels.
+list(TRANSFORM MY_OPS_INSTRUCTION_SETS TOUPPER OUTPUT_VARIABLE MY_OPS_SIMD_DEFINITIONS)
+list(TRANSFORM MY_OPS_SIMD_DEFINITIONS PREPEND MY_OPS_WITH_)
+
 # Builds that watch what the library does: hardly optimised, since they take most of their time to compile.
 set(MY_OPS_SIMD_OPTIMIZATION -O3)
 if(MY_OPS_SANITIZER)

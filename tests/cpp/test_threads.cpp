@@ -35,7 +35,7 @@ struct Layer {
   Tensor gamma = at::randn({64});
   Tensor beta = at::randn({64});
   Tensor mean = at::randn({64});
-  Tensor var = at::rand({64}) + 0.5;
+  Tensor var = at::rand({64}).add(0.5);
   Tensor count = at::zeros({}, at::kLong);
 
   Tensor forward(bool training) {
