@@ -69,7 +69,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     Epilogue<T> epilogue = act.epilogue<T>();
     if (mask.numel() > 0) epilogue.written = write<uint8_t>(mask);
     forward_passes<T>(x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked},
-                      act_map<T>(x, output, scratch.coefficients(), epilogue));
+                      act_map<T>(x, output, scratch.coefficients(), epilogue))
+        .finish();
   });
   return {output, save_mean, save_invstd, mask};
 }
