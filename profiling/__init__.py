@@ -14,7 +14,7 @@ gpu            what that takes on a GPU: copies beyond its cache, graphs, kernel
 training       a small network trained both ways
 recording      torch.profiler traces of a training step both ways
 compare        the main job: all of the above in one folder
-benchmark      the suite of shapes, dtypes, layouts and directions
+benchmark      the suite of shapes, dtypes, layouts and directions (suite_tables, suite_figures: what it shows)
 networks       ResNet-50 and MobileNetV2 in plain torch
 memory         the most bytes that a call holds
 family         the operators around batch norm, each against torch's modules (some rows: family_norms)

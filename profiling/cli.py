@@ -97,7 +97,7 @@ def benchmark(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling import benchmark, suite_tables, tables
+    from profiling import benchmark, plots, suite_figures, suite_tables, tables
 
     try:
         tasks = benchmark.select(shapes, dtype, layout, batch)
@@ -112,6 +112,10 @@ def benchmark(
     for table in suite_tables.of(suite):
         tables.print_to(console, table)
     console.print(f"figures: {path}", soft_wrap=True)
+    if suite.rows:
+        picture = path.with_suffix(".png")
+        plots.to_png(suite_figures.of(suite), picture)
+        console.print(f"picture: {picture}", soft_wrap=True)
     if not suite.correct:
         console.print("[bold red]FAILED:[/] results further from float64 than rounding explains")
         raise typer.Exit(1)

@@ -20,6 +20,7 @@ import torch
 for package in ("jinja2", "matplotlib", "msgspec", "rich", "sklearn", "transformers", "typer"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
 
+from rich.console import Console
 from typer.testing import CliRunner
 
 from profiling import (
@@ -33,6 +34,7 @@ from profiling import (
     json_text,
     peers,
     plots,
+    suite_figures,
     timing,
     workloads,
 )
@@ -403,7 +405,17 @@ def test_benchmark_writes_every_row(invoke: Callable[..., Any], tmp_path: Path) 
     assert set(row["peers"]) == {OURS, NATIVE, COPY, FRESH_COPY, "oneDNN"} and row["bytes"] == 2 * 150 * 4 + 8 * 12
     assert rows[(8, 4), "float32", "contiguous", "forward"]["left_out"].keys() == {"oneDNN"}
     assert {"cpu", "torch", "date", "commit", "allocator"} <= found["machine"].keys()
-    assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["figures.json", "figures.png"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_of_a_benchmark_shows_every_median() -> None:
+    tasks = benchmark.select(["2x3x5x5", "8x4"], ["float32", "bfloat16"], None, 2)
+    suite = benchmark.run(tasks, list(Direction), [Ours(), Native()], 0.0, CPU, Console(quiet=True), lambda suite: None)
+    figure = suite_figures.of(suite)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == [f"{each.value}, float32" for each in Direction]
+    drawn = sorted(float(line.get_xdata()[0]) for axes in figure.axes for line in axes.lines[1:])  # but the limit
+    assert drawn == sorted(row.measurement.copies(name) for row in suite.rows for name in (OURS, NATIVE))
 
 
 @pytest.mark.usefixtures("wrong_results")
