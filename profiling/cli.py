@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from profiling import allocator, trace_cli
-from profiling.allocator import Allocator
-from profiling.terminal import Device, Malloc, Threads
-from profiling.terminal import console as _console
-from profiling.terminal import load_my_ops as _load_my_ops
-from profiling.terminal import now as _now
+from profiling.measure import allocator
+from profiling.measure.allocator import Allocator
+from profiling.output.terminal import Device, Malloc, Threads
+from profiling.output.terminal import console as _console
+from profiling.output.terminal import load_my_ops as _load_my_ops
+from profiling.output.terminal import now as _now
+from profiling.traces import trace_cli
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -46,7 +47,7 @@ def compare(
 
     from dataclasses import replace
 
-    from profiling import compare, report
+    from profiling.comparison import compare, report
 
     settings = compare.QUICK if quick else compare.Settings()
     if batch is not None:
@@ -97,7 +98,8 @@ def benchmark(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling import benchmark, plots, suite_figures, suite_tables, tables
+    from profiling.output import plots, tables
+    from profiling.suites import benchmark, suite_figures, suite_tables
 
     try:
         tasks = benchmark.select(shapes, dtype, layout, batch)
@@ -131,7 +133,9 @@ def scale(
     console = _console()
     _load_my_ops(1, "cpu")
 
-    from profiling import scale, tables, workloads
+    from profiling.measure import workloads
+    from profiling.output import tables
+    from profiling.suites import scale
 
     channels = [module.num_features for module in workloads.batch_norms(workloads.resnet50()).values()]
     result = scale.run(channels, range(2, ranks + 1), repeats)
@@ -166,7 +170,8 @@ def family(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling import family, steps, workloads
+    from profiling.measure import workloads
+    from profiling.suites import family, steps
 
     for name, known in ((dtype, family.DTYPES), (layout, workloads.LAYOUTS)):
         if name not in known:

@@ -18,8 +18,9 @@ for package in ("msgspec", "rich", "sklearn", "transformers"):
 from rich.console import Console
 
 import my_ops
-from profiling import family, lean, memory, steps
-from profiling.peers import NATIVE, OURS
+from profiling.measure import memory
+from profiling.measure.peers import NATIVE, OURS
+from profiling.suites import family, lean, steps
 
 CPU = torch.device("cpu")
 

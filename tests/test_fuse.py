@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import my_ops
 from checks import activations, bit_equal
-from profiling.networks import MobileNetV2, ResNet
+from profiling.measure.networks import MobileNetV2, ResNet
 
 CHANNELS = 6
 

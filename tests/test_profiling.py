@@ -23,25 +23,16 @@ for package in ("jinja2", "matplotlib", "msgspec", "rich", "sklearn", "transform
 from rich.console import Console
 from typer.testing import CliRunner
 
-from profiling import (
-    allocator,
-    analysis,
-    benchmark,
-    cli,
-    compare,
-    correctness,
-    gpu_summary,
-    json_text,
-    peers,
-    plots,
-    suite_figures,
-    timing,
-    workloads,
-)
-from profiling.allocator import Allocator
-from profiling.peers import NATIVE, OURS, Native, Ours
-from profiling.timing import COPY, FRESH_COPY, Direction
-from profiling.workloads import Case
+from profiling import cli, gpu_summary
+from profiling.comparison import compare
+from profiling.measure import allocator, correctness, peers, timing, workloads
+from profiling.measure.allocator import Allocator
+from profiling.measure.peers import NATIVE, OURS, Native, Ours
+from profiling.measure.timing import COPY, FRESH_COPY, Direction
+from profiling.measure.workloads import Case
+from profiling.output import json_text, plots
+from profiling.suites import benchmark, suite_figures
+from profiling.traces import analysis
 from trace_events import event, trace_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -451,7 +442,7 @@ def test_benchmark_names_a_bad_option(invoke: Callable[..., Any], option: str, v
 @pytest.mark.parametrize("wanted", Allocator)
 def test_run_under_restarts_the_same_command_under_the_setting(wanted: Allocator) -> None:
     code = (
-        "import os, sys; from profiling import allocator; "
+        "import os, sys; from profiling.measure import allocator; "
         f"allocator.run_under(allocator.Allocator({wanted.value!r})); "
         "print(sys.argv[1:], os.environ.get('MALLOC_MMAP_MAX_'), allocator.describe())"
     )
