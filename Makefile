@@ -21,9 +21,9 @@ cpp := $(shell find cpp tests/cpp profiling -name third_party -prune -o -regex '
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help build test sanitize coverage fuzz-cpp cuda-check compare examples load-test throughput docs wheel release-check lint format clean
+.PHONY: help build test sanitize sanitize-quick coverage fuzz-cpp cuda-check compare examples load-test throughput docs wheel release-check lint format clean
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: $(package) ## make .venv, compile the library and install the package there, editable
 
@@ -35,6 +35,10 @@ sanitize: $(environment) ## C++ and Python tests under three sanitizers, and val
 	PYTHON=$(python) .ci/sanitize address
 	PYTHON=$(python) .ci/sanitize thread
 	PYTHON=$(python) .ci/sanitize valgrind
+
+sanitize-quick: $(environment) ## of that, AddressSanitizer on the operators' forward and backward passes
+	PYTHON=$(python) MY_OPS_INSTRUCTION_SETS= .ci/sanitize address \
+	  tests/test_forward.py tests/test_backward.py tests/test_out.py tests/test_in_place.py tests/test_threads.py
 
 coverage: $(environment) ## lines and branches of cpp/src that the tests run; a report in build/coverage/report
 	PYTHON=$(python) .ci/coverage

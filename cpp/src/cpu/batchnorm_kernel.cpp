@@ -69,8 +69,9 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
   const Tensor y = plan::image_to_fill(output, x);
   const Tensor mean = statistic_to_fill(save_mean, save_mean.scalar_type());
   const Tensor invstd = statistic_to_fill(save_invstd, save_invstd.scalar_type());
-  forward(x, gamma, beta, {running_mean, running_var, training, momentum, num_batches_tracked, /*staged=*/true}, eps, y,
-          mean, invstd, [&] {
+  const bool delivers = !(y.is_same(output) && mean.is_same(save_mean) && invstd.is_same(save_invstd));
+  forward(x, gamma, beta, {running_mean, running_var, training, momentum, num_batches_tracked, /*staged=*/delivers},
+          eps, y, mean, invstd, [&] {
             plan::deliver(y, output);
             plan::deliver(mean, save_mean);
             plan::deliver(invstd, save_invstd);

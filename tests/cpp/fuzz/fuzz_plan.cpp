@@ -70,13 +70,13 @@ class Bytes : public FuzzedDataProvider {
       case 1:
         return like;
       case 2:
-        return at::empty_like(like, like.options().dtype(dtype()));
+        return at::empty_like(like, dtype());
       case 3:
-        return at::empty(like.sizes(), like.options().device(at::kMeta));
+        return at::empty(like.sizes(), at::device(at::kMeta).dtype(like.scalar_type()));
       case 4:
         return view(at::zeros({64}, dtype()), number(0, 4));
       case 5:
-        return like.dim() > 1 ? view(at::zeros({64}, like.options()), 1, {like.size(1)}) : like;
+        return like.dim() > 1 ? view(at::zeros({64}, like.scalar_type()), 1, {like.size(1)}) : like;
       case 6:
         return at::zeros({number(0, 4), number(0, 4)}, dtype()).to_sparse();
       default:
@@ -172,7 +172,7 @@ void memory(Bytes& bytes) {
   const int64_t rank = bytes.number(1, 4);
   const Tensor a = bytes.view(buffer, rank);
   Tensor b = bytes.view(bytes.ConsumeBool() ? buffer : buffer.view(at::kShort), bytes.number(1, 4));
-  if (bytes.ConsumeBool() && a.storage_offset() < 8) {
+  if (bytes.ConsumeBool() && a.is_alias_of(buffer)) {
     b = buffer.as_strided(a.sizes(), a.strides(), bytes.number(0, a.storage_offset()));
   }
   const bool overlap = plan::overlap(a, b);
