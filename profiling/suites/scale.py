@@ -13,6 +13,8 @@ Per layer of C channels and training step in float32 a rank gives
     ours     one all_gather of 8*C + 8 bytes (mean, M2, count) forward, one of 8*C bytes (two sums) backward;
     naive    one all_reduce of 8*C + 4 bytes (sum, sum of squares, count) forward, one of 8*C bytes backward. From 3
              ranks on fewer bytes are on the way, but the variance is a difference of large numbers.
+
+Besides, training steps of a ResNet-50 are timed with both, arithmetic and all (naive_sync.py).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from profiling.measure import machine
 from profiling.measure.machine import Machine
 from profiling.output import json_text, plots
 from profiling.output.tables import Table, number
+from profiling.suites import naive_sync
 
 Scheme = Literal["ours", "naive"]
 SCHEMES: tuple[Scheme, ...] = ("ours", "naive")
@@ -164,26 +167,46 @@ class Step:
 
 
 @dataclass(frozen=True)
+class TrainingStep:
+    """Forward and backward pass of a ResNet-50 on small images, in seconds."""
+
+    way: naive_sync.Way
+    ranks: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the processes of one size measured."""
+
+    samples: list[Sample]
+    steps: dict[Scheme, float]
+    training: dict[naive_sync.Way, float]
+
+
+@dataclass(frozen=True)
 class Scale:
     machine: Machine
     channels: list[int]
     samples: list[Sample]
     network: Network  # as fitted to the samples
     steps: list[Step]
+    training: list[TrainingStep]
 
 
 def run(channels: Sequence[int], ranks: Sequence[int], repeats: int) -> Scale:
     """Measures on loopback, fits the model to single collectives, and holds its steps against measured steps."""
     sizes = [64, 1024, 8192, 65536, 524288]
     answers = {size: _together(size, list(channels), sizes, repeats) for size in ranks}
-    samples = [sample for answer in answers.values() for sample in answer[0]]
+    samples = [sample for answer in answers.values() for sample in answer.samples]
     network = fitted(samples)
     steps = [
         Step(scheme, size, network.step(scheme, channels, size), seconds)
         for size, answer in answers.items()
-        for scheme, seconds in answer[1].items()
+        for scheme, seconds in answer.steps.items()
     ]
-    return Scale(machine.describe(torch.device("cpu")), list(channels), samples, network, steps)
+    training = [TrainingStep(way, size, t) for size, answer in answers.items() for way, t in answer.training.items()]
+    return Scale(machine.describe(torch.device("cpu")), list(channels), samples, network, steps, training)
 
 
 def fitted(samples: Sequence[Sample]) -> Network:
@@ -197,9 +220,7 @@ def fitted(samples: Sequence[Sample]) -> Network:
     return Network("Gloo on loopback", "measured", 1, 1.0 / max(per_byte, 1e-15), (algorithm,))
 
 
-def _together(
-    ranks: int, channels: list[int], sizes: list[int], repeats: int
-) -> tuple[list[Sample], dict[Scheme, float]]:
+def _together(ranks: int, channels: list[int], sizes: list[int], repeats: int) -> _Answer:
     """Starts the processes; rank 0 tells what it measured."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +236,7 @@ def _together(
             process.start()
         theirs.close()
         try:
-            answer: tuple[list[Sample], dict[Scheme, float]] = ours.recv()
+            answer: _Answer = ours.recv()
         finally:
             for process in processes:
                 process.join()
@@ -240,8 +261,9 @@ def _measure(
         scheme: _median(scheme, [size for c in channels for size in messages(scheme, c)], max(3, repeats // 5))
         for scheme in SCHEMES
     }
+    training = naive_sync.training_steps(max(3, repeats // 5))
     if answer is not None:
-        answer.send((samples, steps))
+        answer.send(_Answer(samples, steps, training))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -284,7 +306,23 @@ def tables_of(scale: Scale) -> list[Table]:
         [str(ranks), *(number(received(scheme, scale.channels, ranks) / 1e3) for scheme in SCHEMES)] for ranks in RANKS
     ]
     layers = len(scale.channels)
+    trained = {(step.ranks, step.way): 1e3 * step.seconds for step in scale.training}
     return [
+        Table(
+            "Gloo on loopback: a training step of ResNet-50, milliseconds",
+            f"forward and backward pass of {naive_sync.IMAGES[0]} images of {naive_sync.IMAGES[-1]}² on each rank, one "
+            f"thread each, {scale.machine.cores} cores; alone: without synchronization",
+            ("ranks", *naive_sync.WAYS, "naive / ours"),
+            [
+                [
+                    str(ranks),
+                    *(number(trained[ranks, way]) for way in naive_sync.WAYS),
+                    f"{trained[ranks, 'naive'] / trained[ranks, 'ours']:.2f}",
+                ]
+                for ranks in sorted({ranks for ranks, _ in trained})
+            ],
+            words=0,
+        ),
         Table(
             f"Gloo on loopback: synchronizing {layers} layers, milliseconds per training step",
             f"fitted to single all_gathers: {1e6 * algorithm.base:.0f} us + (R-1) * ({1e6 * algorithm.within:.0f} us + "

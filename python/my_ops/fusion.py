@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import fused, modules, tracing
+from . import fused, modules, sync, tracing
 
 __all__ = ["activation_module", "fuse_activations", "unfuse_activations"]
 
@@ -27,12 +27,13 @@ class _AnyResidual(nn.Module):
 
     activation: str
     slope: float
+    _plain: ClassVar[type[nn.Module]] = modules._Forward
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
             output: Tensor = super().forward(input, residual)
             return output
-        value = modules._Forward.forward(self, input) + residual  # type: ignore[arg-type]
+        value = self._plain.forward(self, input) + residual
         output = activation_module(self.activation, self.slope)(value)
         return output
 
@@ -49,6 +50,12 @@ class FusedBatchNorm3d(_AnyResidual, fused.BatchNormAct3d):
     """A ``BatchNorm3d`` with the activation that was behind it."""
 
 
+class FusedSyncBatchNorm(_AnyResidual, sync.SyncBatchNormAct):
+    """A ``SyncBatchNorm`` with the activation that was behind it."""
+
+    _plain = sync.SyncBatchNorm
+
+
 class Absorbed(nn.Identity):
     """An activation that the batch norm before it computes."""
 
@@ -60,6 +67,7 @@ _FUSED: Mapping[type[nn.Module] | None, type[nn.Module]] = {
     modules.BatchNorm1d: FusedBatchNorm1d,
     modules.BatchNorm2d: FusedBatchNorm2d,
     modules.BatchNorm3d: FusedBatchNorm3d,
+    sync.SyncBatchNorm: FusedSyncBatchNorm,
 }
 
 _Activation = tuple[str, float]  # name and slope, as BatchNormAct takes them

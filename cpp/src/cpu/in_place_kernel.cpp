@@ -1,7 +1,5 @@
 // Batch normalization and activation over the input, on the CPU; the backward pass starts from the output.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/elu_backward.h>
-#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
@@ -92,18 +90,6 @@ Tensor centered_input(const Tensor& y, const Tensor& kept, const Tensor& kept_in
   return centered;
 }
 
-/// dz = dy * act'(z), from y: computed back, z could have the other sign where it is nearly 0.
-Tensor gradient_of_z(const Tensor& dy, const Tensor& y, Activation activation, double slope) {
-  switch (activation) {
-    case Activation::leaky_relu:
-      return at::leaky_relu_backward(dy, y, slope, /*self_is_result=*/true);
-    case Activation::elu:
-      return at::elu_backward(dy, slope, /*scale=*/1, /*input_scale=*/1, /*is_result=*/true, y);
-    default:
-      return dy;
-  }
-}
-
 /// Plain batch normalization's backward pass of dz over x - mean, whose mean is 0.
 std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
     const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
@@ -114,8 +100,36 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
                                        named, slope);
   const Tensor x =
       centered_input(plan::dense(output), kept, kept_input, gamma, beta, save_mean, save_invstd, named, slope);
-  return ops::batchnorm_backward(gradient_of_z(grad_output, output, named, slope), x, gamma, at::zeros_like(save_mean),
-                                 save_invstd, training, output_mask);
+  const Tensor dz = plan::gradient_from_output(grad_output, output, named, slope);
+  return ops::batchnorm_backward(dz, x, gamma, at::zeros_like(save_mean), save_invstd, training, output_mask);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                                double slope) {
+  const auto named = plan::activation_named("batchnorm_act_apply_", activation);
+  plan::check_act_apply_in_place(input, gamma, beta, mean, invstd, named, slope);
+  const Tensor x = plan::dense(input);
+  const Tensor kept = plan::channels_to_keep(x, gamma, beta, mean, invstd, named, slope);
+  const Tensor kept_input = x.index_select(1, kept);
+  visit_element(x.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = Accumulator<T>;
+    ZCoefficients<A> z(x.size(1), gamma, beta, invstd);
+    const ChannelVector<A> means(mean);
+    const ForwardCoefficients<A> coefficients{means.data(), z.get().scale, z.get().shift};
+    map_everywhere<T>(x, act_map<T>(x, x, coefficients, Epilogue<T>{named, static_cast<A>(slope)}));
+  });
+  if (!x.is_same(input)) input.copy_(x);
+  return {kept, kept_input};
+}
+
+Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+                             const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                             const Tensor& invstd, std::string_view activation, double slope) {
+  const auto named = plan::activation_named("batchnorm_act_recover", activation);
+  plan::check_act_recover(output, kept, kept_input, gamma, beta, mean, invstd, named, slope);
+  return centered_input(plan::dense(output), kept, kept_input, gamma, beta, mean, invstd, named, slope);
 }
 
 }  // namespace
@@ -124,4 +138,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
 TORCH_LIBRARY_IMPL(my_ops, CPU, m) {
   m.impl("batchnorm_act_forward_", &my_ops::cpu::batchnorm_act_forward_);
   m.impl("batchnorm_act_backward_from_output", &my_ops::cpu::batchnorm_act_backward_from_output);
+  m.impl("batchnorm_act_apply_", &my_ops::cpu::batchnorm_act_apply_);
+  m.impl("batchnorm_act_recover", &my_ops::cpu::batchnorm_act_recover);
 }
