@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import my_ops
-from profiling import networks
+from profiling.measure import networks
 
 Way = Literal["alone", "ours", "naive"]
 IMAGES = (4, 3, 64, 64)  # of each rank
