@@ -15,6 +15,7 @@ class Exit(IntEnum):
     NO_TRACE = 5
     NO_BATCH_NORM = 6
     NO_MODEL = 7
+    NO_SPACE = 8
 
 
 class Failure(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from profiling.measure.machine import Machine
 from profiling.measure.peers import OURS, Aten, CompiledNative, Implementation, Native, OneDnn, Ours
 from profiling.measure.timing import Direction, Measurement
 from profiling.measure.workloads import Case, Shape
-from profiling.output import json_text
+from profiling.output import files, json_text
 
 DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -167,10 +166,7 @@ def write(suite: Suite, path: Path) -> None:
             {"group": row.group, **timing.figures(row.measurement), "left_out": row.left_out} for row in suite.rows
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json_text.of(content), encoding="utf-8")
-    os.replace(unfinished, path)
+    files.write(path, json_text.of(content))
 
 
 def _shapes(name: str, batch: int) -> list[tuple[str, Shape, int]]:

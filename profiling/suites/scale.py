@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 
 from profiling.measure import machine
 from profiling.measure.machine import Machine
-from profiling.output import json_text, plots
+from profiling.output import files, json_text, plots
 from profiling.output.tables import Table, number
 from profiling.suites import naive_sync
 
@@ -371,8 +371,7 @@ def figure_of(scale: Scale) -> Figure:
 
 def write(scale: Scale, folder: Path) -> list[Path]:
     """``scale.json`` and ``scale.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "scale.json", folder / "scale.png"]
-    paths[0].write_text(json_text.of(scale) + "\n")
-    plots.to_png(figure_of(scale), paths[1])
+    files.write(paths[0], json_text.of(scale) + "\n")
+    files.write(paths[1], plots.as_png(figure_of(scale)))
     return paths

@@ -154,7 +154,7 @@ Four batchnorm_act_forward(const Tensor& input, const OptionalTensor& residual, 
                            std::string_view activation, double slope, const OptionalTensor& num_batches_tracked) {
   const char* op = "batchnorm_act_forward";
   const auto named = plan::activation_named(op, activation);
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, training, num_batches_tracked);
   PointerTo<ActForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, residual, gamma, beta)) {
     node = make_node<ActForwardNode>(input, residual, gamma, beta);

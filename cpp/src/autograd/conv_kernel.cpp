@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_batchnorm_forward(
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool training,
     std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
     double slope) {
-  plan::check_not_differentiable("conv_batchnorm_forward", running_mean, running_var);
+  plan::check_running_statistics("conv_batchnorm_forward", running_mean, running_var, training, num_batches_tracked);
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   if (any_tangent(input, weight, bias, gamma, beta)) {
     plan::check_convolution("conv_batchnorm_forward", input, weight, bias, convolution);
@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_forward(
     double eps, const OptionalTensor& num_batches_tracked, std::string_view activation, double slope,
     int64_t group_size, std::string group_name) {
   const char* op = "sync_conv_batchnorm_forward";
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, true, num_batches_tracked);
   const auto named = plan::activation_named(op, activation);
   const plan::Convolution convolution{stride.vec(), padding.vec(), dilation.vec(), groups};
   const sync::Group group{group_size, group_name};

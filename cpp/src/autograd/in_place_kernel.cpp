@@ -54,10 +54,11 @@ Four batchnorm_act_forward_(Tensor& input, const OptionalTensor& gamma, const Op
                             const OptionalTensor& num_batches_tracked) {
   const char* op = "batchnorm_act_forward_";
   const auto named = plan::activation_named(op, activation);
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, training, num_batches_tracked);
   TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(input, gamma, beta), op, kOnlyFirst);
   const bool requires_grad = torch::autograd::compute_requires_grad(input, gamma, beta);
   torch::autograd::check_inplace(input, requires_grad);
+  plan::check_written(op, "input", input);
   PointerTo<InPlaceNode> node;
   if (requires_grad) {
     node = make_node<InPlaceNode>(input, gamma, beta);
@@ -186,7 +187,7 @@ Five sync_batchnorm_act_forward_(Tensor& input, const OptionalTensor& gamma, con
                                  std::string group_name) {
   const char* op = "sync_batchnorm_act_forward_";
   const auto named = plan::activation_named(op, activation);
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, true, num_batches_tracked);
   TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(input, gamma, beta), op, kOnlyFirst);
   const bool requires_grad = torch::autograd::compute_requires_grad(input, gamma, beta);
   torch::autograd::check_inplace(input, requires_grad);

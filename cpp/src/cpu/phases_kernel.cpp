@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
@@ -92,6 +93,8 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   for (int64_t part = 0; part < counts.size(0); ++part) {
     const int64_t values = read<int64_t>(counts)[part];
     TORCH_CHECK(values >= 0, "batchnorm_gather_stats: expected count of 0 or more in each part, got ", values);
+    TORCH_CHECK(values <= std::numeric_limits<int64_t>::max() - total,
+                "batchnorm_gather_stats: expected count of less than 2^63 in all parts, got more");
     total += values;
   }
   TORCH_CHECK_VALUE(total != 1,

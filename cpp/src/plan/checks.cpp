@@ -1,6 +1,7 @@
 #include "plan/checks.h"
 
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
@@ -222,6 +223,11 @@ class Checker {
   void strided(Argument a) const {
     TORCH_CHECK(a.tensor.layout() == at::kStrided, op_, ": expected ", a.name, " to be a strided tensor, got ",
                 a.tensor.layout());
+    if (!has_memory(a.tensor)) return;
+    const auto size = a.tensor.element_size();
+    const auto beyond = reinterpret_cast<uintptr_t>(a.tensor.const_data_ptr()) % size;
+    TORCH_CHECK(beyond == 0, op_, ": expected ", a.name, " at a multiple of ", size, " bytes, got an address ", beyond,
+                " beyond one");
   }
 
   void channels(Argument a) const {
@@ -234,8 +240,11 @@ class Checker {
                 ", got ", dtype_name(a.tensor.scalar_type()));
   }
 
+  /// Wrappers, as composite operators see them, have storage without memory.
   static bool has_memory(const Tensor& tensor) {
-    return !tensor.is_meta() && tensor.has_storage() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+    const auto* tensor_impl = tensor.unsafeGetTensorImpl();
+    return !tensor.is_meta() && tensor.has_storage() && !tensor_impl->has_symbolic_sizes_strides() &&
+           !tensor_impl->is_python_dispatch() && !tensor.key_set().has(c10::DispatchKey::Functionalize);
   }
 
   void disjoint(Argument a, Argument b) const {
@@ -306,8 +315,10 @@ Checker act_backward_arguments(const char* op, const Tensor& grad_output, const 
   check.like_input({"grad_output", grad_output});
   if (residual) check.like_input({"residual", *residual});
   check.mask(mask);
-  TORCH_CHECK(!residual || mask || !needs_only_bit(activation), op,
-              ": expected mask instead of residual for relu, leaky_relu and relu6, got None");
+  const bool masked = mask && mask->sym_size(0) == (input.sym_numel() + 7) / 8;
+  TORCH_CHECK(!residual || masked || !needs_only_bit(activation), op,
+              ": expected mask instead of residual for relu, leaky_relu and relu6, got ",
+              mask ? "an empty one" : "None");
   check.parameter("gamma", gamma);
   check.parameter("beta", beta);
   return check;
@@ -525,6 +536,9 @@ void check_sync_forward(const char* op, const Tensor& input, const OptionalTenso
   check.counter(num_batches_tracked);
   check.eps_of_batch(eps);
   check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  check.own_memory(
+      {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
+      {{"gamma", &gamma}, {"beta", &beta}});
   TORCH_CHECK(group_size > 0, op, ": expected group_size > 0, got ", group_size);
 }
 
@@ -616,7 +630,13 @@ void check_backward_apply_out(const Tensor& grad_output, const Tensor& input, co
                                        {"count", count}});
 }
 
-void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+void check_written(const char* op, const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK(!tensor || !tensor->is_inference() || c10::InferenceMode::is_enabled(), op, ": expected ", name,
+              " to be a normal tensor outside of inference mode, got an inference tensor");
+}
+
+void check_running_statistics(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                              bool training, const OptionalTensor& num_batches_tracked) {
   const auto check = [op](const char* name, const OptionalTensor& tensor) {
     if (!tensor) return;
     TORCH_CHECK(!c10::GradMode::is_enabled() || !tensor->requires_grad(), op, ": expected ", name,
@@ -625,6 +645,10 @@ void check_not_differentiable(const char* op, const OptionalTensor& running_mean
   };
   check("running_mean", running_mean);
   check("running_var", running_var);
+  if (!training) return;
+  check_written(op, "running_mean", running_mean);
+  check_written(op, "running_var", running_var);
+  check_written(op, "num_batches_tracked", num_batches_tracked);
 }
 
 }  // namespace my_ops::plan

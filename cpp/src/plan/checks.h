@@ -123,7 +123,12 @@ void check_backward_apply_out(const at::Tensor& grad_output, const at::Tensor& i
                               const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                               const at::Tensor& sum_dy_xhat, const at::Tensor& count, const at::Tensor& out);
 
-/// Running statistics are state: written by the kernel, unknown to autograd in reverse and in forward mode.
-void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var);
+/// Outside of inference mode torch refuses changes of inference tensors, but only once they have happened.
+void check_written(const char* op, const char* name, const OptionalTensor& tensor);
+
+/// Running statistics are state: written by the kernel when training, unknown to autograd in reverse and in forward
+/// mode.
+void check_running_statistics(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                              bool training, const OptionalTensor& num_batches_tracked);
 
 }  // namespace my_ops::plan

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor> sync_batchnorm_forward(
   plan::activation_named(op, activation);
   plan::check_sync_forward(op, input, residual, gamma, beta, running_mean, running_var, momentum, eps,
                            num_batches_tracked, group_size);
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, true, num_batches_tracked);
   auto [mean, invstd, count] =
       statistics(input, running_mean, running_var, momentum, eps, num_batches_tracked, {group_size, group_name});
   Tensor output = ops::sync_batchnorm_apply(input, gamma, beta, mean, invstd, count, group_size, group_name, residual,
