@@ -1,4 +1,4 @@
-"""The model of profiling/scale.py: its formulas by hand, and its fit on samples that the model itself made."""
+"""The model of profiling/suites/scale.py: its formulas by hand, and its fit on samples that the model itself made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-scale = pytest.importorskip("profiling.scale", reason="profiling needs the packages of its own requirements")
+scale = pytest.importorskip("profiling.suites.scale", reason="profiling needs the packages of its own requirements")
 machine = scale.machine
 
 CHANNELS = (64, 256)

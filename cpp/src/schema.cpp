@@ -72,11 +72,12 @@ TORCH_LIBRARY(my_ops, m) {
       "bool[3] output_mask=[True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
 
   // Batch normalization, a residual and an activation in the same passes: z = batchnorm(input) + residual and
-  // output = act(z), act one of identity, relu, leaky_relu (slope), elu (alpha = slope), silu and gelu_tanh.
+  // output = act(z), act one of identity, relu, leaky_relu (slope), relu6, elu (alpha = slope), silu and gelu_tanh.
   //
-  // mask: uint8, a bit per element that tells whether z > 0, in memory order (element i of the output's memory is bit
-  // i % 8 of byte i / 8); for relu and leaky_relu with a residual, else empty. The backward pass computes z again from
-  // input and, for elu, silu and gelu_tanh, residual; relu and leaky_relu with a residual take the mask instead.
+  // mask: uint8, a bit per element that tells whether z > 0 (and z < 6 for relu6), in memory order (element i of the
+  // output's memory is bit i % 8 of byte i / 8); for relu, leaky_relu and relu6 with a residual, else empty. The
+  // backward pass computes z again from input and, for elu, silu and gelu_tanh, residual; the other three take the mask
+  // instead of a residual.
   m.def(
       "batchnorm_act_forward(Tensor input, Tensor? residual, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, bool training, float? momentum, float eps, str activation, float slope=0., "

@@ -25,7 +25,14 @@ from .fused import (
     InPlaceBatchNormAct3d,
 )
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
-from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from .instance import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .precise import update_bn
 from .sync import SyncBatchNorm, SyncBatchNormAct, SyncInPlaceBatchNormAct
@@ -64,6 +71,9 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "SyncBatchNorm",
     "SyncBatchNormAct",
     "SyncInPlaceBatchNormAct",

@@ -40,8 +40,8 @@ _SYNCHRONIZED = {kind: synchronized for synchronized, kinds in _KINDS.items() fo
 def convert_batchnorm(model: _Model, fuse: bool = False) -> _Model:
     """Makes every ``nn.BatchNorm1d/2d/3d`` of ``model`` (and every lazy one) a ``my_ops`` module, in place.
 
-    With ``fuse``, batch norms take over what follows them: an activation (``nn.ReLU``, ``LeakyReLU``, ``ELU``,
-    ``SiLU``, ``GELU('tanh')`` or their functions), or a residual that is added and then an activation.
+    With ``fuse``, batch norms take over what follows them: an activation (``nn.ReLU``, ``LeakyReLU``, ``ReLU6``,
+    ``ELU``, ``SiLU``, ``GELU('tanh')`` or their functions), or a residual that is added and then an activation.
 
     Each module stays the same object and only changes its class. So its parameters, buffers, hooks, name, training
     flag, device, dtype and ``requires_grad`` stay, an optimizer made before goes on working, and a module that is

@@ -75,6 +75,7 @@ _Activation = tuple[str, float]  # name and slope, as BatchNormAct takes them
 _MODULES: Mapping[type[nn.Module] | None, Callable[[Any], _Activation | None]] = {
     nn.ReLU: lambda module: ("relu", 0.0),
     nn.LeakyReLU: lambda module: ("leaky_relu", float(module.negative_slope)),
+    nn.ReLU6: lambda module: ("relu6", 0.0),
     nn.ELU: lambda module: ("elu", float(module.alpha)),
     nn.SiLU: lambda module: ("silu", 0.0),
     nn.GELU: lambda module: ("gelu_tanh", 0.0) if module.approximate == "tanh" else None,
@@ -84,6 +85,7 @@ _MODULES: Mapping[type[nn.Module] | None, Callable[[Any], _Activation | None]] =
 _FUNCTIONS: Mapping[object, tuple[str, str, float]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), ("relu", "", 0.0)),
     **dict.fromkeys((F.leaky_relu, F.leaky_relu_), ("leaky_relu", "negative_slope", 0.01)),
+    F.relu6: ("relu6", "", 0.0),
     **dict.fromkeys((F.elu, F.elu_), ("elu", "alpha", 1.0)),
     F.silu: ("silu", "", 0.0),
     F.gelu: ("gelu_tanh", "", 0.0),
@@ -98,6 +100,7 @@ def activation_module(name: str, slope: float) -> nn.Module:
         "identity": nn.Identity(),
         "relu": nn.ReLU(),
         "leaky_relu": nn.LeakyReLU(slope),
+        "relu6": nn.ReLU6(),
         "elu": nn.ELU(slope),
         "silu": nn.SiLU(),
         "gelu_tanh": nn.GELU(approximate="tanh"),

@@ -130,9 +130,10 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          OutputMask output_mask = {true, true, true});
 
 /// (output, save_mean, save_invstd, mask): output = act(batchnorm(input) + residual), in the passes of batch norm. CPU
-/// only so far. activation: identity, relu, leaky_relu (slope: its factor), elu (slope: its alpha), silu or gelu_tanh.
-/// residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether it is
-/// positive, for relu and leaky_relu with a residual; else empty. The rest is as in batchnorm_forward.
+/// only so far. activation: identity, relu, leaky_relu (slope: its factor), relu6, elu (slope: its alpha), silu or
+/// gelu_tanh. residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether
+/// it is positive (and less than 6 for relu6), for relu, leaky_relu and relu6 with a residual; else empty. The rest is
+/// as in batchnorm_forward.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
@@ -140,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const OptionalTensor& num_batches_tracked);
 
 /// The gradients of input, residual, gamma and beta of batchnorm_act_forward; undefined where output_mask is false. Of
-/// relu and leaky_relu behind a residual the mask is needed instead of the residual.
+/// relu, leaky_relu and relu6 behind a residual the mask is needed instead of the residual.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
@@ -167,8 +168,8 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
                                                         std::string_view activation, double slope, const Tensor& sum_dy,
                                                         const Tensor& sum_dy_xhat, const Tensor& count);
 
-/// Convolution, then batch norm, then an activation (identity, relu, leaky_relu, elu, silu or gelu_tanh; slope as in
-/// batchnorm_act_forward), as one operator, which keeps nothing between them for the backward pass.
+/// Convolution, then batch norm, then an activation (identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh; slope
+/// as in batchnorm_act_forward), as one operator, which keeps nothing between them for the backward pass.
 ///
 /// input [N, C_in, ...] with one to three spatial dimensions, weight [C_out, C_in / groups, ...], bias [C_out], all of
 /// one dtype; stride, padding and dilation with a number per spatial dimension. The rest is as in batchnorm_forward, of

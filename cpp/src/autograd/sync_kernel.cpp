@@ -126,7 +126,7 @@ Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, co
   if (torch::autograd::compute_requires_grad(input, gamma, beta, mean, invstd, residual)) {
     const auto node = make_node<SyncApplyNode>(input, gamma, beta, mean, invstd, residual);
     const bool from_z = !is_identity;
-    const bool from_residual = from_z && !plan::needs_only_sign(named);
+    const bool from_residual = from_z && !plan::needs_only_bit(named);
     const OptionalTensor none;
     const OptionalTensor saved[] = {
         input, gamma, from_z ? beta : none, mean, invstd, count, from_residual ? residual : none, mask};

@@ -22,7 +22,8 @@ using at::Tensor;
 using ops::OptionalTensor;
 using plan::Activation;
 
-/// Statistics, then what must be kept of x, then the output over x.
+/// Statistics, then what must be kept of x, then the output over x. Last the running statistics move, when nothing can
+/// fail any more.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
     Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
@@ -39,12 +40,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
     using T = decltype(element);
     using A = Accumulator<T>;
     ForwardScratch<A> scratch(x.size(1), gamma, beta, save_mean, save_invstd, eps);
-    forward_statistics<T>(x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked});
+    auto running = forward_statistics<T>(
+        x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked, /*staged=*/true});
     kept = plan::channels_to_keep(x, gamma, beta, save_mean, save_invstd, named, slope);
     kept_input = x.index_select(1, kept);
     map_everywhere<T>(x, act_map<T>(x, x, scratch.coefficients(), Epilogue<T>{named, static_cast<A>(slope)}));
+    if (!x.is_same(input)) input.copy_(x);
+    running.finish();
   });
-  if (!x.is_same(input)) input.copy_(x);
   return {save_mean, save_invstd, kept, kept_input};
 }
 

@@ -14,7 +14,7 @@ using ops::OptionalTensor;
 
 /// A bit per element, for those whose gradient needs no more.
 Tensor mask_of(const Tensor& input, const OptionalTensor& residual, plan::Activation activation) {
-  const bool masked = residual && plan::needs_only_sign(activation);
+  const bool masked = residual && plan::needs_only_bit(activation);
   return at::empty_symint({masked ? (input.sym_numel() + 7) / 8 : c10::SymInt(0)}, input.options().dtype(at::kByte));
 }
 

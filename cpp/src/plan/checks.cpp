@@ -28,7 +28,7 @@ struct Argument {
 const Tensor kNone;
 
 /// Of the activations, in the order of the enumeration.
-constexpr std::string_view kNames[] = {"identity", "relu", "leaky_relu", "elu", "silu", "gelu_tanh"};
+constexpr std::string_view kNames[] = {"identity", "relu", "leaky_relu", "relu6", "elu", "silu", "gelu_tanh"};
 
 const Tensor& or_none(const OptionalTensor& tensor) { return tensor ? *tensor : kNone; }
 
@@ -306,8 +306,8 @@ Checker act_backward_arguments(const char* op, const Tensor& grad_output, const 
   check.like_input({"grad_output", grad_output});
   if (residual) check.like_input({"residual", *residual});
   check.mask(mask);
-  TORCH_CHECK(!residual || mask || !needs_only_sign(activation), op,
-              ": expected mask instead of residual for relu and leaky_relu, got None");
+  TORCH_CHECK(!residual || mask || !needs_only_bit(activation), op,
+              ": expected mask instead of residual for relu, leaky_relu and relu6, got None");
   check.parameter("gamma", gamma);
   check.parameter("beta", beta);
   return check;
@@ -325,7 +325,8 @@ void check_forward(const Tensor& input, const OptionalTensor& gamma, const Optio
 Activation activation_named(const char* op, std::string_view name) {
   const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
   if (found != std::end(kNames)) return static_cast<Activation>(found - std::begin(kNames));
-  TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, elu, silu or gelu_tanh, got ", name);
+  TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh, got ",
+                    name);
 }
 
 std::string_view name_of(Activation activation) { return kNames[static_cast<size_t>(activation)]; }
