@@ -151,9 +151,9 @@ class SyncConvForwardNode : public SavingNode<SyncConvForwardNode, 8> {
         conv.padding, conv.dilation, conv.groups, plan::name_of(constants.activation), constants.slope,
         constants.group.size, constants.group.name, {wants(0), wants(1), wants(2), wants(3), wants(4)});
     if ((grads[1].defined() || grads[2].defined()) && (wants(0) || wants(1) || wants(2))) {
-      const Tensor z = conv.run(input, weight, bias);
-      auto [dx_, dw_, db_] = conv.gradients(through_all_statistics(grads[1], grads[2], z, mean, invstd, count), input,
-                                            weight, {wants(0), wants(1), wants(2)});
+      const Tensor z = sync::run(conv, input, weight, bias);
+      const Tensor dz = through_all_statistics(grads[1], grads[2], z, mean, invstd, count);
+      auto [dx_, dw_, db_] = sync::gradients(conv, dz, input, weight, {wants(0), wants(1), wants(2)});
       return {sum_of(dx, dx_), sum_of(dw, dw_), sum_of(db, db_), dgamma, in_dtype(dbeta, constants.beta_dtype)};
     }
     return {dx, dw, db, dgamma, in_dtype(dbeta, constants.beta_dtype)};
@@ -185,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_forward(
   const sync::Group group{group_size, group_name};
   if (any_tangent(input, weight, bias, gamma, beta)) {
     plan::check_convolution(op, input, weight, bias, convolution);
-    const Tensor z = convolution.run(input, weight, bias);
+    const Tensor z = sync::run(convolution, input, weight, bias);
     auto [mean, invstd, count] =
         sync::statistics(z, running_mean, running_var, momentum, eps, num_batches_tracked, group);
     return {ops::sync_batchnorm_apply(z, gamma, beta, mean, invstd, count, group_size, group_name, std::nullopt,

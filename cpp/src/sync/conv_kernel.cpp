@@ -1,4 +1,6 @@
 // Convolution and synchronized batch norm as one operator, which keeps nothing between the two.
+#include <ATen/TensorOperators.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include "my_ops/ops.h"
@@ -10,6 +12,32 @@ namespace my_ops::sync {
 using at::IntArrayRef;
 using at::Tensor;
 
+namespace {
+
+bool is_cut(const Tensor& z) { return c10::GradMode::is_enabled() && z.sym_numel() == 0; }
+
+/// 0, as a function of `tensor` that has derivatives of any order.
+Tensor zero_of(const Tensor& tensor) { return tensor.narrow(0, 0, 0).sum(); }
+
+}  // namespace
+
+Tensor run(const plan::Convolution& convolution, const Tensor& input, const Tensor& weight,
+           const OptionalTensor& bias) {
+  const Tensor z = convolution.run(input, weight, bias);
+  return is_cut(z) ? z + zero_of(input) + zero_of(weight) : z;
+}
+
+std::tuple<Tensor, Tensor, Tensor> gradients(const plan::Convolution& convolution, const Tensor& dz,
+                                             const Tensor& input, const Tensor& weight, std::array<bool, 3> wanted) {
+  auto [dx, dw, db] = convolution.gradients(dz, input, weight, wanted);
+  if (is_cut(dz)) {
+    for (Tensor* gradient : {&dx, &dw, &db}) {
+      if (gradient->defined()) *gradient = *gradient + zero_of(dz);
+    }
+  }
+  return {dx, dw, db};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_gradients(const Tensor& grad_output, const Tensor& input,
                                                                   const Tensor& weight, const OptionalTensor& bias,
                                                                   const OptionalTensor& gamma,
@@ -19,14 +47,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_gradients(const Tensor& 
                                                                   const Group& group, ops::ConvOutputMask wanted) {
   const auto [wants_input, wants_weight, wants_bias, wants_gamma, wants_beta] = wanted;
   const bool wants_z = wants_input || wants_weight || wants_bias;
-  const Tensor z = convolution.run(input, weight, bias);
+  const Tensor z = run(convolution, input, weight, bias);
   const auto dtype = gamma ? gamma->scalar_type() : mean.scalar_type();
   auto [dz, dresidual, dgamma, dbeta] = Part{z, std::nullopt, gamma, beta, mean, invstd, count, act}.gradients(
       grad_output, std::nullopt, group, {wants_z, false, wants_gamma, wants_beta}, dtype);
   Tensor dx;
   Tensor dw;
   Tensor db;
-  if (wants_z) std::tie(dx, dw, db) = convolution.gradients(dz, input, weight, {wants_input, wants_weight, wants_bias});
+  if (wants_z)
+    std::tie(dx, dw, db) = gradients(convolution, dz, input, weight, {wants_input, wants_weight, wants_bias});
   return {dx, dw, db, dgamma, dbeta};
 }
 
