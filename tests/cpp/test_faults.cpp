@@ -28,7 +28,7 @@ bool fails(size_t size) { return size >= smallest && remaining >= 0 && remaining
 }  // namespace
 
 // The program's own, for all libraries in it: tensors come from posix_memalign, all else from operator new.
-extern "C" int posix_memalign(void** memory, size_t alignment, size_t size) {
+extern "C" __attribute__((visibility("default"))) int posix_memalign(void** memory, size_t alignment, size_t size) {
   if (fails(size)) return ENOMEM;
   *memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
   return *memory ? 0 : ENOMEM;
