@@ -28,7 +28,7 @@ bool fails(size_t size) { return size >= smallest && remaining >= 0 && remaining
 }  // namespace
 
 // The program's own, for all libraries in it: tensors come from posix_memalign, all else from operator new.
-extern "C" int posix_memalign(void** memory, size_t alignment, size_t size) {
+extern "C" __attribute__((visibility("default"))) int posix_memalign(void** memory, size_t alignment, size_t size) {
   if (fails(size)) return ENOMEM;
   *memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
   return *memory ? 0 : ENOMEM;
@@ -38,9 +38,14 @@ void* operator new(size_t size) {
   return memory ? memory : throw std::bad_alloc();
 }
 void* operator new(size_t size, const std::nothrow_t&) noexcept { return fails(size) ? nullptr : std::malloc(size); }
+void* operator new[](size_t size) { return operator new(size); }
+void* operator new[](size_t size, const std::nothrow_t& none) noexcept { return operator new(size, none); }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
 
 namespace {
 
