@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,14 +54,7 @@ def test_modules(ranks: Ranks, split: Split, kind: str, name: str, with_residual
 @pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str)
 @pytest.mark.parametrize(("kind", "name"), [("act", "relu"), ("in place", "elu"), ("conv", "gelu_tanh")])
 def test_options(ranks: Ranks, kind: str, name: str, options: dict[str, Any]) -> None:
-    def run(split: Split) -> None:
-        ranks.run(2, _with_options, split, kind, name, options)
-
-    run((3, 5))
-
-
-def _with_options(split: Split, kind: str, name: str, options: dict[str, Any]) -> None:
-    sync.module_steps(split, kind, name, **options)
+    ranks.run(2, partial(sync.module_steps, **options), (3, 5), kind, name)
 
 
 def test_autocast(ranks: Ranks) -> None:
