@@ -38,9 +38,7 @@ Tensor dense_residual(const OptionalTensor& residual, const Tensor& x) {
   return residual ? plan::dense_like(*residual, x) : Tensor();
 }
 
-/// Nothing is planned for no values.
 LaunchPlan plan_act_forward(const Tensor& x, const Tensor& output, const Tensor& residual, bool masked, bool training) {
-  if (x.numel() == 0) return {};
   Problem problem = problem_of(x, {&output, &residual});
   problem.masked = masked;
   return plan_forward(problem, training);

@@ -21,7 +21,7 @@ struct NormArguments {
   Running running() const { return running_of(running_mean, running_var, momentum, num_batches_tracked); }
 };
 
-/// For the passes of a forward operator.
+/// For the passes of a forward operator. Nothing is planned for no values.
 LaunchPlan plan_forward(const Problem& problem, bool training);
 
 /// All of a forward pass over a dense x; output laid out as x, as are the images of an epilogue. `plan`: of

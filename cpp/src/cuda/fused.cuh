@@ -89,7 +89,8 @@ __device__ __forceinline__ void fused_tile(const Inputs<T>& in, T* out, const Ti
     coefficients[i] = map.coefficients(channel, conclusion.conclude(channel, total, tile.chunk == 0));
   }
   team.leave();
-  map_tile<V, E>(out, tiling, tile, map, coefficients, [&](int k, int64_t, int32_t step) { return stash.at(k, step); });
+  map_tile<V, E, kRows>(out, tiling, tile, map, coefficients,
+                        [&](int k, int64_t, int32_t step) { return stash.at(k, step); });
 }
 
 /// Grid: strips * team_size CTAs, those of a team side by side, as a cluster if there are more than one. `counter`: as

@@ -32,9 +32,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
   if (!training || x.numel() == 0) save_given(save_mean, save_invstd, arguments);
 
   Apply second{x.const_data_ptr(), x.mutable_data_ptr(), arguments.affine()};
-  LaunchPlan plan;
+  const LaunchPlan plan = plan_forward(problem_of(x, {}), /*training=*/false);
   Tensor scratch;
-  if (x.numel() > 0) plan = plan_forward(problem_of(x, {}), /*training=*/false);
   if (training && x.numel() > 0) {
     const Running running = arguments.running();
     scratch = workspace(x, plan);

@@ -131,8 +131,9 @@ __global__ void __launch_bounds__(256, 2)
   }
   if (counter != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*counter;
   __syncthreads();
-  map_tile<V, E>(out, tiling, tile, map, coefficients,
-                 [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); });
+  map_tile<V, E, kRowsInFlight<Map::kInputs>>(
+      out, tiling, tile, map, coefficients,
+      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); });
 }
 
 }  // namespace my_ops::cuda

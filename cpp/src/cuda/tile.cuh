@@ -70,11 +70,10 @@ __device__ __forceinline__ void reduce_tile(const Inputs<T>& in, const Tiling& t
 
 /// Writes the tile once. get(k, element, step) gives the vectors of the k-th input; coefficients: those of the tile's
 /// channels, in shared memory, behind a barrier.
-template <int V, int E, class T, class Map, class Get>
+template <int V, int E, int kRows, class T, class Map, class Get>
 __device__ __forceinline__ void map_tile(T* out, const Tiling& tiling, const Tile& tile, const Map& map,
                                          const typename Map::Coefficients* coefficients, Get get) {
   constexpr int kInputs = Map::kInputs;
-  constexpr int kRows = kRowsInFlight<kInputs>;
   const Cursor cursor(tiling, tile);
   const ChannelsOfThread<E> mine(tiling, tile, cursor.column());
   typename Map::Coefficients k[E];
