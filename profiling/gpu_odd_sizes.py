@@ -46,13 +46,13 @@ def _activated(
     name: str, x: Tensor, dy: Tensor, residual: Tensor | None, gamma: Tensor, beta: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Results of act(batchnorm(x) + residual) and exact ones."""
-    leaves = [None if t is None else t.double().requires_grad_() for t in (x, residual, gamma, beta)]
-    exact_x, exact_residual, *affine = leaves
-    z = F.batch_norm(exact_x, None, None, *affine, training=True, eps=EPS)
-    z = z if exact_residual is None else z + exact_residual
+    leaves = [t.double().requires_grad_() for t in (x, residual, gamma, beta) if t is not None]
+    z = F.batch_norm(leaves[0], None, None, leaves[-2], leaves[-1], training=True, eps=EPS)
+    if residual is not None:
+        z = z + leaves[1]
     exact = getattr(F, name)(z)
     dy = dy.masked_fill(z.abs() < 1e-4, 0.0)  # where the derivative of relu may be that of either side
-    gradients = torch.autograd.grad(exact, [t for t in leaves if t is not None], dy.double())
+    gradients = torch.autograd.grad(exact, leaves, dy.double())
 
     output, mean, invstd, mask = ops.batchnorm_act_forward(x, residual, gamma, beta, None, None, True, 0.1, EPS, name)
     saved = (x, None if name == "relu" else residual, mask, gamma, beta, mean, invstd)
