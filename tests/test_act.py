@@ -27,7 +27,6 @@ from layouts import arrange
 from sizes import AMBIGUOUS, EMPTY
 from tolerances import accumulation_dtype
 
-DEVICES = ["cpu"]  # CUDA has no kernels of these operators
 NAMES = list(SLOPES)
 DOUBLE = torch.float64
 

@@ -15,7 +15,6 @@ from reference import Result, upcast
 from sizes import EMPTY
 from tolerances import TOLERANCES, assert_within, unit_roundoff
 
-DEVICES = ["cpu"]  # CUDA has no kernels of these operators
 INVERTIBLE = ("identity", "leaky_relu", "elu")
 ALLOWED = {torch.float64: 2**-32, torch.float32: 2**-12, torch.bfloat16: 2**-5, torch.float16: 2**-5}
 

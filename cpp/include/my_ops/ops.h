@@ -129,11 +129,11 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const Tensor& save_invstd,
                                                          OutputMask output_mask = {true, true, true});
 
-/// (output, save_mean, save_invstd, mask): output = act(batchnorm(input) + residual), in the passes of batch norm. CPU
-/// only so far. activation: identity, relu, leaky_relu (slope: its factor), relu6, elu (slope: its alpha), silu or
-/// gelu_tanh. residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether
-/// it is positive (and less than 6 for relu6), for relu, leaky_relu and relu6 with a residual; else empty. The rest is
-/// as in batchnorm_forward.
+/// (output, save_mean, save_invstd, mask): output = act(batchnorm(input) + residual), in the passes of batch norm.
+/// activation: identity, relu, leaky_relu (slope: its factor), relu6, elu (slope: its alpha), silu or gelu_tanh.
+/// residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether it is
+/// positive (and less than 6 for relu6), for relu, leaky_relu and relu6 with a residual; else empty. The rest is as in
+/// batchnorm_forward.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
