@@ -41,7 +41,7 @@ def _call(op: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         | vectors
         | state
         | training,
-        "batchnorm_gather_stats": {"mean": torch.zeros(2, C), "m2": torch.ones(2, C), "count": torch.tensor([3, 4])}
+        "batchnorm_gather_stats": {"mean": torch.ones(2, C), "m2": torch.ones(2, C), "count": torch.tensor([3, 4])}
         | {"momentum": 0.5, "eps": EPS}
         | state,
     }
