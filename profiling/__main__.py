@@ -4,7 +4,7 @@ import errno
 import sys
 
 from profiling.cli import app
-from profiling.exits import Exit, Failure
+from profiling.output.exits import Exit, Failure
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

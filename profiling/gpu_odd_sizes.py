@@ -11,6 +11,7 @@ import sys
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import my_ops  # noqa: F401
@@ -41,6 +42,28 @@ def _image(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
     return image.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else image
 
 
+def _activated(
+    name: str, x: Tensor, dy: Tensor, residual: Tensor | None, gamma: Tensor, beta: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Results of act(batchnorm(x) + residual) and exact ones."""
+    leaves = [t.double().requires_grad_() for t in (x, residual, gamma, beta) if t is not None]
+    z = F.batch_norm(leaves[0], None, None, leaves[-2], leaves[-1], training=True, eps=EPS)
+    if residual is not None:
+        z = z + leaves[1]
+    exact = getattr(F, name)(z)
+    dy = dy.masked_fill(z.abs() < 1e-4, 0.0)  # where the derivative of relu may be that of either side
+    gradients = torch.autograd.grad(exact, leaves, dy.double())
+
+    output, mean, invstd, mask = ops.batchnorm_act_forward(x, residual, gamma, beta, None, None, True, 0.1, EPS, name)
+    saved = (x, None if name == "relu" else residual, mask, gamma, beta, mean, invstd)
+    wanted = [True, residual is not None, True, True]
+    got = [t for t in ops.batchnorm_act_backward(dy, *saved, True, name, 0.0, wanted) if t is not None]
+    what = name if residual is None else f"add + {name}"
+    return {f"{what}: output": (output, exact.detach())} | {
+        f"{what}: gradient {i}": pair for i, pair in enumerate(zip(got, gradients, strict=True))
+    }
+
+
 def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool) -> dict[str, float]:
     """Largest error of each result, divided by the largest value (at least 1) of the exact one."""
     x, dy = (_image(shape, dtype, channels_last) for _ in range(2))
@@ -68,6 +91,7 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
     frozen = ops.batchnorm_forward(x, gamma, beta, forward[1], var.to(wide), False, 0.1, EPS)
     frozen_grads = ops.batchnorm_backward(dy, x, gamma, *forward[1:], False)
     eval_dx = ops.batchnorm_backward(dy, x, gamma, *forward[1:], False, [True, False, False])[0]
+    residual = _image(shape, dtype, channels_last)
     pairs = {
         "output": (forward[0], y),
         "mean": (forward[1], mean),
@@ -86,6 +110,8 @@ def errors(shape: tuple[int, int, int], dtype: torch.dtype, channels_last: bool)
         "counter": (counter.double(), torch.ones((), device=DEVICE, dtype=torch.float64)),
         "running_mean": (mean_r, mean),
     }
+    pairs |= _activated("relu", x, dy, None, gamma, beta) | _activated("silu", x, dy, residual, gamma, beta)
+    pairs |= _activated("relu", x, dy, residual, gamma, beta)
     return {
         name: float((got.double() - want).abs().max() / want.abs().max().clamp(min=1))
         for name, (got, want) in pairs.items()

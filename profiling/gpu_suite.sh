@@ -108,8 +108,8 @@ families() {
   local status=0 family
   for family in stream cta cluster grid; do
     echo "== $family"
-    MY_OPS_CUDA_FAMILY=$family tests tests/test_forward.py tests/test_backward.py tests/test_phases.py -k "$device" ||
-      status=1
+    MY_OPS_CUDA_FAMILY=$family tests tests/test_forward.py tests/test_backward.py tests/test_phases.py \
+      tests/test_act.py -k "$device" || status=1
   done
   return $status
 }
@@ -147,7 +147,12 @@ benchmark() {
   "$python" -m profiling benchmark --device "$device" --output "$parts/benchmark$name.json" "$@"
 }
 
-export -f machine build_library registers odd_sizes tests families facts sanitizer benchmark
+# What follows batch norm in one pass, against torch's modules one after the other.
+family() {
+  "$python" -m profiling family --device "$device" --network none --output "$parts/family.json" "$@"
+}
+
+export -f machine build_library registers odd_sizes tests families facts sanitizer benchmark family
 export build cuda python device parts
 
 part machine 30 bash -c machine
@@ -165,6 +170,7 @@ if [ "$dry" = 1 ]; then
   part gpu_tests 60 bash -c 'tests tests/test_cuda.py'
   part families 100 bash -c 'tests tests/test_phases.py'
   part benchmark 60 bash -c 'benchmark "" --seconds 0 --shapes 4x8x6x6'
+  part family 120 bash -c 'family --seconds 0.001'
   part benchmark_compiled 60 bash -c 'benchmark _compiled --compiled --seconds 0 --shapes 4x8x6x6 --dtype float32'
   part sanitizer 5 true
   part tests 60 bash -c 'tests tests/test_forward.py -k "cpu and float32"'
@@ -178,6 +184,7 @@ else
   part build_facts 30 nvcc -std=c++17 -O3 -arch=native profiling/gpu_facts.cu -o "$build/facts"
   part facts 30 bash -c facts
   part benchmark 120 bash -c 'benchmark "" --seconds 0.01 --dtype bfloat16 --dtype float32 --dtype float16'
+  part family 40 bash -c 'family --dtype bfloat16 --seconds 0.05'
   part tests 90 bash -c 'tests tests -k cuda --ignore=tests/test_cuda.py'
   part sanitizer 60 bash -c sanitizer
   part families 60 bash -c families

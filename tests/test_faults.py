@@ -17,7 +17,7 @@ import pytest
 for package in ("jinja2", "matplotlib", "msgspec", "rich", "sklearn", "transformers", "typer"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
 
-from profiling.exits import Exit  # noqa: E402
+from profiling.output.exits import Exit  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from rich.console import Console
-from profiling import compare, files, report
+from profiling.comparison import compare, report
+from profiling.output import files
 
 def write(comparison, folder):
     (folder / "figures.json").write_text("[" + "1," * 2_000_000 + "1]")
@@ -42,7 +43,7 @@ for number in range(10**6):
 FIGURES = """
 import sys
 from pathlib import Path
-from profiling import files
+from profiling.output import files
 
 print("ready", flush=True)
 for number in range(10**6):

@@ -127,8 +127,8 @@ def _machine_code(entries: dict[str, bytes], payload: bytes, saved: bytes) -> No
 def test_an_exported_model_runs_nothing(tmp_path: Path, poison: Any) -> None:
     for package in ("rich", "sklearn", "transformers"):
         pytest.importorskip(package, reason=f"profiling needs {package}")
-    from profiling import models
-    from profiling.exits import Failure
+    from profiling.output.exits import Failure
+    from profiling.traces import models
 
     marker, path = tmp_path / "ran", tmp_path / "model.pt2"
     entries = _exported(path)

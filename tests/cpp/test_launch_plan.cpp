@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <ostream>
+#include <utility>
 #include <vector>
 
 #include "cuda/launch_plan.h"
@@ -173,6 +174,17 @@ class TilingTest : public testing::TestWithParam<Cut> {
     for (const int64_t count : values) ASSERT_EQ(count, shape.n * shape.s);
   }
 
+  static void check_byte(const Tiling& tiling, int64_t strip, int64_t row, int64_t x, int32_t lanes) {
+    const int64_t first = tiling.element(strip, row, x * tiling.vector);
+    const bool exists = tiling.exists(strip, row, x * tiling.vector);
+    ASSERT_TRUE(!exists || first % 8 == 0);
+    for (int64_t lane = 1; lane < lanes; ++lane) {
+      const int64_t column = (x + lane) * tiling.vector;
+      ASSERT_EQ(tiling.element(strip, row, column), first + lane * tiling.vector);
+      ASSERT_EQ(tiling.exists(strip, row, column), exists);
+    }
+  }
+
   /// body(element, column) for all values of the tile, one vector at a time as the threads do.
   template <class Body>
   static void visit(const Tiling& tiling, const Tile& tile, Body body) {
@@ -202,8 +214,9 @@ TEST_P(TilingTest, StreamVisitsEveryValueOnce) {
 TEST_P(TilingTest, FusedVisitsEveryValueOnce) {
   const Cut& cut = GetParam();
   for (const Device& device : {kH200, kA100, kSmall, kGridAlone}) {
-    for (const int32_t inputs : {1, 2}) {
-      const LaunchPlan plan = cuda::plan_whole({cut.shape, cut.element_bytes, cut.aligned}, inputs, device);
+    for (const auto& [inputs, masked] : {std::pair{1, false}, std::pair{1, true}, std::pair{2, false}}) {
+      const Problem problem{cut.shape, cut.element_bytes, cut.aligned, masked};
+      const LaunchPlan plan = cuda::plan_whole(problem, inputs, device);
       if (plan.family == kStream) continue;
       EXPECT_LE(plan.tiling.threads(), 512);
       EXPECT_LE(plan.tiling.chunks(), plan.team);
@@ -217,6 +230,43 @@ TEST_P(TilingTest, FusedVisitsEveryValueOnce) {
       check(plan.tiling);
     }
   }
+}
+
+/// Where one thread writes a byte of a bitmask, the vectors of that byte are side by side in a warp, and in memory from
+/// the byte's first bit on; all of them exist, or none.
+TEST_P(TilingTest, BytesOfAMaskBelongToNeighbours) {
+  const Cut& cut = GetParam();
+  const Problem problem{cut.shape, cut.element_bytes, cut.aligned, true};
+  for (const Device& device : {kH200, kA100, kSmall, kGridAlone}) {
+    for (const Tiling& tiling : {cuda::plan_stream(problem, device), cuda::plan_whole(problem, 1, device).tiling}) {
+      if (!cuda::mask_by_bytes(tiling)) continue;
+      const int32_t lanes = 8 / tiling.vector;
+      ASSERT_EQ(tiling.lanes_x % lanes, 0);
+      for (int64_t index = 0; index < tiling.tiles(); ++index) {
+        const Tile tile = tiling.tile(index % tiling.strips(), index / tiling.strips());
+        for (int64_t row = tile.r0; row < tile.r1; ++row) {
+          for (int64_t x = 0; x < tiling.lanes_x; x += lanes) check_byte(tiling, tile.strip, row, x, lanes);
+        }
+      }
+    }
+  }
+}
+
+/// The shapes of most networks: no zeros have to be written first, no bits joined in memory. And in the same family as
+/// without a mask.
+TEST(Plan, MasksAreWrittenByTheByte) {
+  for (const int32_t bytes : {2, 4}) {
+    for (const Shape& shape : {images(32, 64, 56 * 56), images(32, 256, 14 * 14), images(32, 2048, 7 * 7),
+                               rows(32, 64, 56 * 56), rows(32, 2048, 7 * 7), rows(64, 512)}) {
+      const Problem problem{shape, bytes, true, true};
+      const LaunchPlan plan = cuda::plan_whole(problem, 1, kH200);
+      EXPECT_TRUE(cuda::mask_by_bytes(plan.tiling)) << shape.c << " x " << shape.s;
+      EXPECT_TRUE(cuda::mask_by_bytes(cuda::plan_stream(problem, kH200))) << shape.c << " x " << shape.s;
+      EXPECT_EQ(plan.family, cuda::plan_whole({shape, bytes, true}, 1, kH200).family) << shape.c << " x " << shape.s;
+    }
+  }
+  EXPECT_FALSE(cuda::mask_by_bytes(cuda::plan_stream({images(2, 3, 25), 4, true}, kH200)));
+  EXPECT_FALSE(cuda::mask_by_bytes(cuda::plan_stream({images(3, 3, 20), 4, true}, kH200)));
 }
 
 std::vector<Cut> cuts() {

@@ -104,6 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   const int64_t channels = means.size(1);
   Tensor out_mean = empty_statistic(means);
   Tensor out_invstd = empty_statistic(means);
+  const Tensor total_count = count_of(total, mean);
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
     Scratch<double> merged(2 * channels);
@@ -118,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
     if (updates) running.finish();
   };
   mean.scalar_type() == at::kDouble ? run(double{}) : run(float{});
-  return {out_mean, out_invstd, count_of(total, mean)};
+  return {out_mean, out_invstd, total_count};
 }
 
 /// One pass over a dense x; output laid out as x.

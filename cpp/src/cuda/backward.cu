@@ -9,8 +9,8 @@ namespace my_ops::cuda {
 namespace {
 
 template <class T>
-GradientReduction<T> reduction_of(const Backward& a) {
-  return {a.mean, a.invstd};
+GradientReduction<T, Plain<T>> reduction_of(const Backward& a) {
+  return {a.mean, a.invstd, {}};
 }
 
 GradientConclusion conclusion_of(const Backward& a) { return {a.sum_dy, a.sum_dy_xhat}; }
@@ -18,13 +18,13 @@ GradientConclusion conclusion_of(const Backward& a) { return {a.sum_dy, a.sum_dy
 bool wants_sums(const Backward& a) { return a.sum_dy.data != nullptr || a.sum_dy_xhat.data != nullptr; }
 
 template <class T>
-BackwardMap<T> map_of(const Backward& a) {
-  return {a.gamma, a.mean, a.invstd, a.count, a.count_on_device};
+BackwardMap<T, Plain<T>> map_of(const Backward& a) {
+  return {a.gamma, a.mean, a.invstd, a.count, a.count_on_device, {}};
 }
 
 /// An instance of a fused kernel: all have the same bounds, and the occupancy at the most shared memory is theirs.
-using AnyReduction = GradientReduction<float16>;
-using AnyMap = BackwardMap<float16>;
+using AnyReduction = GradientReduction<float16, Plain<float16>>;
+using AnyMap = BackwardMap<float16, Plain<float16>>;
 constexpr auto kAnyFused = &fused_kernel<float16, 8, 8, AnyReduction, GradientConclusion, AnyMap>;
 constexpr auto kAnyRounds = &fused_rounds_kernel<float16, 8, 8, AnyReduction, GradientConclusion, AnyMap>;
 
@@ -77,7 +77,7 @@ cudaError_t backward_eval(const Launch& to, const Backward& a) {
   return visit(to.type, to.plan.tiling, [&](auto element, auto width) {
     using T = decltype(element);
     using W = decltype(width);
-    const BackwardEvalMap<T> map{a.gamma, a.invstd};
+    const BackwardEvalMap<T> map{a.gamma, a.invstd, {}};
     if (wants_sums(a)) {
       return launch_reduction<T, W>(to, inputs_of<T>(a.x, a.dy), reduction_of<T>(a), conclusion_of(a), a.workspace,
                                     a.dx, map);

@@ -1,14 +1,15 @@
 // Backward: its reduction, its conclusion and its maps (operation.cuh).
 #pragma once
 
+#include "cuda/epilogue.cuh"
 #include "cuda/operation.cuh"
 #include "cuda/reduce.cuh"
 #include "math/normalization.h"
 
 namespace my_ops::cuda {
 
-/// sum_dy and sum_dy_xhat, xhat = (x - mean) * invstd term by term.
-template <class T>
+/// sum_dz and sum_dz_xhat, dz = dy but for the epilogue, xhat = (x - mean) * invstd term by term.
+template <class T, class Epilogue>
 struct GradientReduction {
   using A = Accumulator<T>;
   static constexpr int kInputs = 2;
@@ -16,17 +17,28 @@ struct GradientReduction {
   struct Seed {
     A mean;
     A invstd;
+    [[no_unique_address]] typename Epilogue::Z z;
   };
 
   Vector mean;
   Vector invstd;
+  Epilogue epilogue;
 
   __device__ Seed seed(const Inputs<T>&, const Tiling&, const Tile&, int64_t channel) const {
-    return {read(mean, channel, A(0)), read(invstd, channel, A(0))};
+    const A scale = read(invstd, channel, A(0));
+    return {read(mean, channel, A(0)), scale, epilogue.z_of(channel, scale)};
   }
-  template <class Add>
-  __device__ static void terms(const Seed& seed, A x, A dy, Add add) {
-    add(dy, dy * ((x - seed.mean) * seed.invstd));
+  template <int E, int V, class More, class Add>
+  __device__ __forceinline__ void terms(const Seed (&seed)[E], Packed<T, V> (&in)[2], const More& more, int64_t element,
+                                        Add add) const {
+    const auto d = [&](int i) { return value<A>(in[0], i) - seed[i * E / V].mean; };
+    A dz[V];
+    unpack(in[1], dz);
+    epilogue.gradient(dz, more, [&](int i) { return seed[i * E / V].z(d(i)); });
+    epilogue.keep(dz, [&](int i) { return seed[i * E / V].z; }, element);
+    if (epilogue.replaces()) in[1] = packed<T>(dz);
+#pragma unroll
+    for (int i = 0; i < V; ++i) add(i, dz[i], dz[i] * (d(i) * seed[i * E / V].invstd));
   }
   __device__ static Partial partial(const Inputs<T>&, const Tiling&, const Tile&, int64_t, const Seed&, double first,
                                     double second, const Group&) {
@@ -51,8 +63,8 @@ struct GradientConclusion {
   }
 };
 
-/// Training: dx = dy * dy_scale + (x - mean) * x_scale + shift.
-template <class T>
+/// Training: dx = dz * dy_scale + (x - mean) * x_scale + shift.
+template <class T, class Epilogue>
 struct BackwardMap {
   using A = Accumulator<T>;
   static constexpr int kInputs = 2;
@@ -60,6 +72,7 @@ struct BackwardMap {
   struct Coefficients {
     A mean;
     math::BackwardAffine<A> affine;
+    [[no_unique_address]] typename Epilogue::Z z;
   };
 
   Vector gamma;
@@ -67,14 +80,28 @@ struct BackwardMap {
   Vector invstd;
   int64_t count;                   // values per channel of the whole batch
   const int64_t* count_on_device;  // instead of `count`, where given
+  Epilogue epilogue;
 
   __device__ Coefficients coefficients(int64_t c, const Summary& sums) const {
     const int64_t values = count_on_device != nullptr ? *count_on_device : count;
-    return {read(mean, c, A(0)),
-            math::backward_affine<A>(read(gamma, c, A(1)), read(invstd, c, A(0)), sums.first, sums.second, values)};
+    const A scale = read(invstd, c, A(0));
+    return {read(mean, c, A(0)), math::backward_affine<A>(read(gamma, c, A(1)), scale, sums.first, sums.second, values),
+            epilogue.z_of(c, scale)};
   }
-  __device__ static A map(const Coefficients& k, A x, A dy) {
-    return dy * k.affine.dy_scale + ((x - k.mean) * k.affine.x_scale + k.affine.shift);
+  template <int E, int V, class More>
+  __device__ __forceinline__ Packed<T, V> map(const Coefficients (&k)[E], const Packed<T, V> (&in)[2], const More& more,
+                                              int64_t element) const {
+    const auto d = [&](int i) { return value<A>(in[0], i) - k[i * E / V].mean; };
+    A dz[V];
+    unpack(in[1], dz);
+    epilogue.gradient(dz, more, [&](int i) { return k[i * E / V].z(d(i)); });
+    epilogue.keep(dz, [&](int i) { return k[i * E / V].z; }, element);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const auto& [dy_scale, x_scale, shift] = k[i * E / V].affine;
+      dz[i] = dz[i] * dy_scale + (d(i) * x_scale + shift);
+    }
+    return packed<T>(dz);
   }
 };
 
@@ -87,11 +114,20 @@ struct BackwardEvalMap {
 
   Vector gamma;
   Vector invstd;
+  Plain<T> epilogue;
 
   __device__ Coefficients coefficients(int64_t c, const Summary&) const {
     return read(gamma, c, A(1)) * read(invstd, c, A(0));
   }
-  __device__ static A map(const Coefficients& scale, A dy, A) { return dy * scale; }
+  template <int E, int V, class More>
+  __device__ __forceinline__ static Packed<T, V> map(const Coefficients (&scale)[E], const Packed<T, V> (&in)[1],
+                                                     const More&, int64_t) {
+    A dx[V];
+    unpack(in[0], dx);
+#pragma unroll
+    for (int i = 0; i < V; ++i) dx[i] *= scale[i * E / V];
+    return packed<T>(dx);
+  }
 };
 
 }  // namespace my_ops::cuda

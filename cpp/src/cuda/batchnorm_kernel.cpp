@@ -5,9 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <cmath>
-
-#include "cuda/device.h"
+#include "cuda/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
 #include "plan/outputs.h"
@@ -20,42 +18,10 @@ using at::Tensor;
 using ops::OptionalTensor;
 using ops::OutputMask;
 
-/// What was normalised with, where there is nothing to normalise.
-void save_without_values(const Tensor& mean, const Tensor& invstd, const OptionalTensor& running_mean,
-                         const OptionalTensor& running_var, bool training, double eps) {
-  if (training) {
-    mean.zero_();
-    invstd.fill_(1.0 / std::sqrt(eps));
-  } else {
-    mean.copy_(*running_mean);
-    invstd.copy_(running_var->to(at::kDouble).add(eps).rsqrt_());
-  }
-}
-
-/// All of a forward pass over a dense x; output laid out as x.
-void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
-             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-             std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
-             const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd) {
-  if (x.numel() == 0) {
-    save_without_values(save_mean, save_invstd, running_mean, running_var, training, eps);
-    return;
-  }
-  const Problem problem = problem_of(x, {&output});
-  const Affines affine{vector(gamma), vector(beta)};
-  if (training) {
-    const LaunchPlan plan = plan_whole(problem, 1, current_device());
-    const Tensor scratch = workspace(x, plan);
-    C10_CUDA_CHECK(
-        forward_training(launch_of(x, plan), {x.const_data_ptr(), output.mutable_data_ptr(), affine,
-                                              running_of(running_mean, running_var, momentum, num_batches_tracked), eps,
-                                              result(save_mean), result(save_invstd), scratch.mutable_data_ptr()}));
-  } else {
-    const LaunchPlan plan{Family::stream, plan_stream(problem, current_device()), 1};
-    C10_CUDA_CHECK(apply(launch_of(x, plan), {x.const_data_ptr(), output.mutable_data_ptr(), affine,
-                                              vector(running_mean), vector(running_var), /*spread_is_invstd=*/false,
-                                              eps, result(save_mean), result(save_invstd)}));
-  }
+/// output may be x.
+void forward_into(const Tensor& x, const NormArguments& arguments, const Tensor& output, const Tensor& save_mean,
+                  const Tensor& save_invstd) {
+  forward(x, arguments, plan_forward(problem_of(x, {&output}), arguments.training), output, save_mean, save_invstd);
 }
 
 std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const OptionalTensor& gamma,
@@ -69,8 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   Tensor output = at::empty_like(x);
   Tensor save_mean = empty_statistic(x);
   Tensor save_invstd = empty_statistic(x);
-  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, output, save_mean,
-          save_invstd);
+  forward_into(x, {gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked}, output,
+               save_mean, save_invstd);
   return {output, save_mean, save_invstd};
 }
 
@@ -87,8 +53,8 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
   plan::resize_channels(save_mean, x);
   plan::resize_channels(save_invstd, x);
   const Tensor y = plan::image_to_fill(output, x);
-  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, y, save_mean,
-          save_invstd);
+  forward_into(x, {gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked}, y, save_mean,
+               save_invstd);
   plan::deliver(y, output);
   return {output, save_mean, save_invstd};
 }

@@ -60,6 +60,20 @@ __device__ __forceinline__ A value(const Packed<T, V>& packed, int i) {
   }
 }
 
+/// All values in the accumulation type, and back.
+template <class A, class T, int V>
+__device__ __forceinline__ void unpack(const Packed<T, V>& packed, A (&values)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) values[i] = value<A>(packed, i);
+}
+template <class T, class A, int V>
+__device__ __forceinline__ Packed<T, V> packed(const A (&values)[V]) {
+  Packed<T, V> result;
+#pragma unroll
+  for (int i = 0; i < V; ++i) result.values[i] = rounded<T>(values[i]);
+  return result;
+}
+
 template <int V, class T>
 __device__ __forceinline__ Packed<T, V> load(const T* address) {
   return *reinterpret_cast<const Packed<T, V>*>(address);

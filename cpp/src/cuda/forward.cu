@@ -22,13 +22,12 @@ struct GivenParts {
   }
 };
 
-/// num_batches_tracked, where other kernels read it before. `values`: if given and 0, nothing was tracked.
 __global__ void increment_kernel(int64_t* counter, const int64_t* values) {
   if (values == nullptr || *values > 0) ++*counter;
 }
 
 template <class T>
-ForwardMap<T, math::Identity> map_of(const Affines& affine) {
+ForwardMap<T, Plain<T>> map_of(const Affines& affine) {
   return {affine, {}};
 }
 
@@ -43,6 +42,11 @@ int64_t workspace_bytes(const LaunchPlan& plan) {
   return tiling.channels * static_cast<int64_t>(tiling.most_parts() * sizeof(Partial) + sizeof(Summary));
 }
 
+cudaError_t increment(int64_t* counter, const int64_t* values, cudaStream_t stream) {
+  if (counter == nullptr) return cudaSuccess;
+  return launch<&increment_kernel>(Grid{1, 1, 0}, stream, counter, values);
+}
+
 cudaError_t forward_training(const Launch& to, const ForwardTraining& a) {
   const ForwardConclusion conclusion{{}, a.running, a.eps, a.save_mean, a.save_invstd};
   // The kernels that conclude read the counter for the cumulative average; it is then incremented behind them.
@@ -52,15 +56,27 @@ cudaError_t forward_training(const Launch& to, const ForwardTraining& a) {
     return launch_whole<T, decltype(width)>(to, inputs_of<T>(a.x), a.y, MomentsReduction<T>{}, conclusion,
                                             map_of<T>(a.affine), a.workspace, apart ? nullptr : a.running.counter);
   });
-  if (error != cudaSuccess || !apart || a.running.counter == nullptr) return error;
-  return launch<&increment_kernel>(Grid{1, 1, 0}, to.stream, a.running.counter, nullptr);
+  return error == cudaSuccess && apart ? increment(a.running.counter, nullptr, to.stream) : error;
+}
+
+cudaError_t forward_statistics(const Launch& to, const ForwardTraining& a) {
+  const ForwardConclusion conclusion{{}, a.running, a.eps, a.save_mean, a.save_invstd};
+  return visit(to.type, to.plan.tiling, [&](auto element, auto width) {
+    using T = decltype(element);
+    return launch_reduction<T, decltype(width)>(to, inputs_of<T>(a.x), MomentsReduction<T>{}, conclusion, a.workspace);
+  });
+}
+
+Statistics statistics_in(void* workspace, const LaunchPlan& plan) {
+  Summary* summaries = summaries_of(workspace, plan.tiling);
+  return {vector_of(&summaries->first), vector_of(&summaries->second)};
 }
 
 cudaError_t apply(const Launch& to, const Apply& a) {
   const GivenStatistics source{a.mean, a.spread, a.spread_is_invstd, a.eps, a.save_mean, a.save_invstd};
   return visit(to.type, to.plan.tiling, [&](auto element, auto width) {
     using T = decltype(element);
-    return launch_map<T, decltype(width)>(to, inputs_of<T>(a.x), a.y, map_of<T>(a.affine), source);
+    return launch_map<T, decltype(width)>(to, inputs_of<T>(a.x), a.y, map_of<T>(a.affine), source, a.counter);
   });
 }
 
@@ -81,8 +97,7 @@ cudaError_t gather_stats(ElementType accumulator, const GatherStats& a, cudaStre
   };
   cudaError_t error = cudaSuccess;
   if (a.channels > 0) error = accumulator == ElementType::float64 ? join(double{}) : join(float{});
-  if (error != cudaSuccess || a.running.counter == nullptr) return error;
-  return launch<&increment_kernel>(Grid{1, 1, 0}, stream, a.running.counter, a.total);
+  return error == cudaSuccess ? increment(a.running.counter, a.total, stream) : error;
 }
 
 }  // namespace my_ops::cuda

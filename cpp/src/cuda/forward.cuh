@@ -5,9 +5,9 @@
 // values spread over the tile, so that is rare: where it happens, the channel of the tile is read again, in double.
 #pragma once
 
+#include "cuda/epilogue.cuh"
 #include "cuda/operation.cuh"
 #include "cuda/reduce.cuh"
-#include "math/epilogue.h"
 #include "math/normalization.h"
 
 namespace my_ops::cuda {
@@ -64,7 +64,7 @@ __device__ Accumulator<T> choose_pivot(const T* x, const Tiling& tiling, const T
   return mean - mean == A(0) ? mean : A(0);
 }
 
-/// y = epilogue((x - center) * scale + shift)
+/// y = epilogue(z), z = (x - center) * scale + shift
 template <class T, class Epilogue>
 struct ForwardMap {
   using A = Accumulator<T>;
@@ -78,7 +78,16 @@ struct ForwardMap {
     return math::forward_affine<A>(statistics.first, statistics.second, read(affine.gamma, c, A(1)),
                                    read(affine.beta, c, A(0)));
   }
-  __device__ A map(const Coefficients& k, A x, A) const { return epilogue.forward((x - k.center) * k.scale + k.shift); }
+  template <int E, int V, class More>
+  __device__ __forceinline__ Packed<T, V> map(const Coefficients (&k)[E], const Packed<T, V> (&in)[1], const More& more,
+                                              int64_t element) const {
+    A z[V];
+    unpack(in[0], z);
+#pragma unroll
+    for (int i = 0; i < V; ++i) z[i] = (z[i] - k[i * E / V].center) * k[i * E / V].scale + k[i * E / V].shift;
+    epilogue.output(z, more, element);
+    return packed<T>(z);
+  }
 };
 
 /// Joins moments; the first step of every conclusion about a batch.
@@ -135,13 +144,19 @@ struct MomentsReduction {
   using Seed = A;  // the pivot
   static constexpr int kInputs = 1;
 
+  Plain<T> epilogue;
+
   __device__ static Seed seed(const Inputs<T>& in, const Tiling& tiling, const Tile& tile, int64_t channel) {
     return tile.r0 < tile.r1 ? choose_pivot(in.tensors[0], tiling, tile, channel) : A(0);
   }
-  template <class Add>
-  __device__ static void terms(const Seed& pivot, A x, A, Add add) {
-    const A d = x - pivot;
-    add(d, d * d);
+  template <int E, int V, class More, class Add>
+  __device__ __forceinline__ static void terms(const Seed (&pivot)[E], const Packed<T, V> (&in)[1], const More&,
+                                               int64_t, Add add) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const A d = value<A>(in[0], i) - pivot[i * E / V];
+      add(i, d, d * d);
+    }
   }
   /// (mean - pivot)^2 <= 3 * variance bounds the cancellation to two bits.
   __device__ static Partial partial(const Inputs<T>& in, const Tiling& tiling, const Tile& tile, int64_t channel,

@@ -59,17 +59,24 @@ template <int V, int E, class T, class Team, class Reduction, class Conclusion, 
 __device__ __forceinline__ void fused_tile(const Inputs<T>& in, T* out, const Tiling& tiling, const Tile& tile,
                                            const Team& team, const Reduction& reduction, const Conclusion& conclusion,
                                            const Map& map, SharedArrays shared) {
+  constexpr int kLast = Reduction::kInputs - 1;
   Stash<T, V, Reduction::kInputs> stash(shared, tiling);
   stash.fetch(in, tiling, tile);
   auto* coefficients = shared.take<typename Map::Coefficients>(tiling.most_channels());
   shared.align();
-  reduce_tile<V, E>(
+  // An epilogue's coefficients of several channels leave registers for one row, which is near: in shared memory.
+  constexpr bool kPlain = std::is_empty_v<decltype(Reduction::epilogue)>;
+  constexpr int kRows = kPlain || E == 1 ? kRowsInFlight<Reduction::kInputs> : 1;
+  reduce_tile<V, E, kRows>(
       in, tiling, tile, reduction, shared,
       [&](int k, int64_t, int32_t step) {
         stash.await(step);
         return stash.at(k, step);
       },
-      [](int64_t, const auto&) {}, [&](int32_t i, int64_t, const Partial& partial) { team.mine(i) = partial; });
+      [&](int64_t, int32_t step, const auto& vectors) {
+        if (reduction.epilogue.replaces()) stash.at(kLast, step) = vectors[kLast];
+      },
+      [&](int32_t i, int64_t, const Partial& partial) { team.mine(i) = partial; });
   team.sync();
   int32_t lanes = 1;  // that join the partial results of a channel
   while (lanes < team.size() && lanes < 32) lanes *= 2;
@@ -82,7 +89,8 @@ __device__ __forceinline__ void fused_tile(const Inputs<T>& in, T* out, const Ti
     coefficients[i] = map.coefficients(channel, conclusion.conclude(channel, total, tile.chunk == 0));
   }
   team.leave();
-  map_tile<V, E>(out, tiling, tile, map, coefficients, [&](int k, int64_t, int32_t step) { return stash.at(k, step); });
+  map_tile<V, E, kRows>(out, tiling, tile, map, coefficients,
+                        [&](int k, int64_t, int32_t step) { return stash.at(k, step); });
 }
 
 /// Grid: strips * team_size CTAs, those of a team side by side, as a cluster if there are more than one. `counter`: as

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/launch_plan.h"
+#include "plan/activation.h"
 
 namespace my_ops::cuda {
 
@@ -53,6 +54,17 @@ FusedLimits fused_limits(int32_t multiprocessors, int32_t shared_bytes);
 /// before does not matter.
 int64_t workspace_bytes(const LaunchPlan& plan);
 
+/// What follows z = batchnorm(x) in the same pass: y = act(z + residual). Images are laid out as x.
+struct Epilogue {
+  plan::Activation activation = plan::Activation::identity;
+  double slope = 0;
+  const void* residual = nullptr;
+  uint8_t* written = nullptr;     // forward: a bit per value, z > 0; zeros before, unless mask_by_bytes(tiling)
+  const uint8_t* mask = nullptr;  // backward: the same, instead of z
+  Vector beta = {};               // backward: for z
+  void* dz = nullptr;             // backward: the gradient of the residual, where wanted
+};
+
 /// batchnorm_forward with batch statistics.
 struct ForwardTraining {
   const void* x;
@@ -65,6 +77,16 @@ struct ForwardTraining {
   void* workspace;
 };
 cudaError_t forward_training(const Launch& launch, const ForwardTraining& arguments);
+cudaError_t act_forward_training(const Launch& launch, const ForwardTraining& arguments, const Epilogue& epilogue);
+
+/// Its first half by stream, without y: statistics, also for apply (more precise than what is saved). Leaves the
+/// counter to that.
+cudaError_t forward_statistics(const Launch& launch, const ForwardTraining& arguments);
+struct Statistics {
+  Vector mean;
+  Vector invstd;
+};
+Statistics statistics_in(void* workspace, const LaunchPlan& plan);
 
 /// y from given statistics. `spread` is the variance, or invstd if so said. save_*: what was used, if wanted.
 struct Apply {
@@ -77,8 +99,10 @@ struct Apply {
   double eps = 0;
   Vector save_mean = {};
   Vector save_invstd = {};
+  int64_t* counter = nullptr;  // num_batches_tracked, if it is to be incremented
 };
 cudaError_t apply(const Launch& launch, const Apply& arguments);
+cudaError_t act_apply(const Launch& launch, const Apply& arguments, const Epilogue& epilogue);
 
 struct Stats {
   const void* x;
@@ -119,11 +143,15 @@ struct Backward {
 };
 /// dx and both sums.
 cudaError_t backward_training(const Launch& launch, const Backward& arguments);
+cudaError_t act_backward_training(const Launch& launch, const Backward& arguments, const Epilogue& epilogue);
 /// The sums alone.
 cudaError_t backward_reduce(const Launch& launch, const Backward& arguments);
 /// dx from the sums.
 cudaError_t backward_apply(const Launch& launch, const Backward& arguments);
+cudaError_t act_backward_apply(const Launch& launch, const Backward& arguments, const Epilogue& epilogue);
 /// dx from dy, gamma and invstd alone; both sums in the same pass, where one of them is wanted.
 cudaError_t backward_eval(const Launch& launch, const Backward& arguments);
+/// What does not depend on sums: these themselves, dz and dx as of eval, each where wanted. Needs a workspace.
+cudaError_t act_backward_reduce(const Launch& launch, const Backward& arguments, const Epilogue& epilogue);
 
 }  // namespace my_ops::cuda

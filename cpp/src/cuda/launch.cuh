@@ -107,6 +107,9 @@ Inputs<T> inputs_of(const void* first, const void* second = nullptr) {
   return {{static_cast<const T*>(first), static_cast<const T*>(second)}};
 }
 
+/// One of the two numbers per channel that a join has left in the workspace.
+inline Vector vector_of(double* first) { return {first, sizeof(Summary) / sizeof(double), ElementType::float64}; }
+
 inline Grid grid_of_tiles(const Tiling& tiling, int32_t element_bytes) {
   return {tiling.tiles(), tiling.threads(), scratch_bytes(tiling, element_bytes)};
 }
@@ -116,6 +119,9 @@ inline Partial* parts_of(void* workspace) { return static_cast<Partial*>(workspa
 inline Summary* summaries_of(void* workspace, const Tiling& tiling) {
   return reinterpret_cast<Summary*>(parts_of(workspace) + tiling.channels * tiling.most_parts());
 }
+
+/// num_batches_tracked, where kernels before have read it. `values`: if given and 0, nothing was tracked.
+cudaError_t increment(int64_t* counter, const int64_t* values, cudaStream_t stream);
 
 template <class Conclusion, class Parts>
 cudaError_t launch_join(const Parts& parts, int64_t channels, const Conclusion& conclusion, Summary* summaries,
@@ -150,6 +156,10 @@ cudaError_t launch_map(const Launch& to, const Inputs<T>& in, void* out, const M
                                                          static_cast<T*>(out), tiling, map, source, counter);
 }
 
+/// Whether there are fused kernels.
+template <class T, class W>
+inline constexpr bool kFuses = sizeof(T) < 8 && W::V > 1;
+
 /// Both passes in one kernel, by clusters or by the whole grid.
 template <class T, class W, class Reduction, class Conclusion, class Map>
 cudaError_t launch_fused(const Launch& to, const Inputs<T>& in, void* out, const Reduction& reduction,
@@ -172,7 +182,7 @@ cudaError_t launch_fused(const Launch& to, const Inputs<T>& in, void* out, const
 template <class T, class W, class Reduction, class Conclusion, class Map>
 cudaError_t launch_whole(const Launch& to, const Inputs<T>& in, void* out, const Reduction& reduction,
                          const Conclusion& conclusion, const Map& map, void* workspace, int64_t* counter = nullptr) {
-  if constexpr (sizeof(T) < 8 && W::V > 1) {
+  if constexpr (kFuses<T, W>) {
     if (to.plan.family != Family::stream) {
       return launch_fused<T, W>(to, in, out, reduction, conclusion, map, workspace, counter);
     }

@@ -15,6 +15,7 @@ constexpr int64_t kWideRun = 64;          // vectors in a run that make a strip 
 constexpr int64_t kHugeRun = 16384;       // values in a run that are walked one by one if they fit no vector
 constexpr int64_t kStripBytes = 128;      // of a fused channels-last strip: the unit of the L2 cache
 constexpr int64_t kSmallBytes = 2 << 20;  // tensors this small cost launches, not traffic
+constexpr int64_t kMaskBits = 8;          // that are written at once; vectors have no more values
 
 /// Shared memory and threads of a fused CTA, from the most to the least comfortable: two or more CTAs fit on a
 /// multiprocessor, where the loads of one overlap the exchange of the other, or one large CTA does.
@@ -118,8 +119,9 @@ Tiling fused_tiling(const Problem& problem, int64_t threads) {
     if (tiling.vector == 1) tiling.lanes_x = 0;
     return tiling;
   }
-  int64_t group = vector;  // channels: the fewest that fill whole vectors and kStripBytes
-  while (group % 2 == 0 && group / 2 * inner % vector == 0) group /= 2;
+  const int64_t whole = problem.masked ? kMaskBits : vector;  // values: bytes of a mask belong to one strip
+  int64_t group = whole;                                      // channels: the fewest that fill these and kStripBytes
+  while (group % 2 == 0 && group / 2 * inner % whole == 0) group /= 2;
   while (group * inner * problem.element_bytes < kStripBytes && group < problem.shape.c) group *= 2;
   const int64_t lanes_x = group * inner / vector;
   if (vector_of(problem, columns_of(problem.shape)) == 1 || lanes_x > threads) return {};
@@ -169,8 +171,13 @@ int64_t scratch_bytes(const Tiling& tiling, int32_t element_bytes) {
   const int64_t accumulator = element_bytes == 8 ? 8 : 4;
   const int64_t sums_per_thread = one_channel_per_vector(tiling) ? 1 : tiling.vector;
   const int64_t sums = 2 * accumulator * sums_per_thread * tiling.lanes();
-  // Seeds take two numbers, coefficients four, a partial result 24 bytes; three arrays are aligned to 16 bytes.
-  return sums + tiling.most_channels() * (6 * accumulator + 24) + 3 * 16;
+  // Seeds take up to four numbers, coefficients six, a partial result 24 bytes; three arrays are aligned to 16 bytes.
+  return sums + tiling.most_channels() * (10 * accumulator + 24) + 3 * 16;
+}
+
+bool mask_by_bytes(const Tiling& tiling) {
+  const int64_t lanes = kMaskBits / tiling.vector;
+  return tiling.lanes_x % lanes == 0 && (tiling.runs ? tiling.inner : tiling.pitch()) % kMaskBits == 0;
 }
 
 Tiling plan_stream(const Problem& problem, const Device& device) {

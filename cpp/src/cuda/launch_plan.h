@@ -22,7 +22,8 @@ struct Device {
 struct Problem {
   plan::Shape shape;
   int32_t element_bytes;
-  bool aligned;  // every tensor starts on a multiple of 16 bytes
+  bool aligned;         // every tensor starts on a multiple of 16 bytes
+  bool masked = false;  // a bit per value is written
 };
 
 /// stream: one kernel reduces tiles to partial results, one joins these per channel, one maps the tensor.
@@ -37,7 +38,8 @@ struct LaunchPlan {
   int64_t teams = 0;  // at work at once: one per strip, or fewer for grid; 0 for stream
 };
 
-/// `inputs`: tensors that the whole operator reads: 1 forward, 2 backward.
+/// `inputs`: tensors that both passes read: 1 forward, 2 backward. What an epilogue reads or writes besides is moved
+/// once in every family, and changes none of the choices.
 LaunchPlan plan_whole(const Problem& problem, int32_t inputs, const Device& device);
 
 /// Passes over the tensor that reduce, or map element by element.
@@ -49,6 +51,10 @@ int64_t stash_bytes(const Tiling& tiling, int32_t element_bytes, int32_t inputs)
 /// Bytes of shared memory beside the stash: per thread one pair of sums for each channel of a vector, and per channel
 /// of the tile its coefficients and partial results.
 int64_t scratch_bytes(const Tiling& tiling, int32_t element_bytes);
+
+/// Whether the vectors of a byte of a bitmask, a bit per value in memory order, belong to neighbours in a warp, which
+/// always walk together: one of them writes the byte for all.
+bool mask_by_bytes(const Tiling& tiling);
 
 /// True if the V columns of a thread always belong to one channel.
 inline bool one_channel_per_vector(const Tiling& tiling) { return tiling.inner % tiling.vector == 0; }

@@ -43,10 +43,17 @@ __device__ __forceinline__ Partial join(const Group& group, int64_t count, const
 
 /// Sums of one thread over its rows, for two terms per value, in two levels: column by column for kFlush rows, then
 /// these sums for each of the E channels. In one level, long sums of equal terms would lose digits in the same
-/// direction everywhere. Registers for doubles are there if a thread has one channel.
+/// direction everywhere. Registers for doubles are there if a thread has one channel; else the second level is the
+/// thread's cells in shared memory.
 template <class A, int V, int E>
 class ThreadSums {
  public:
+  /// Cells: [lanes_y][lanes_x * E] of each term. Threads without cells walk no rows.
+  __device__ ThreadSums(A* first_cells, A* second_cells, bool has_cells)
+      : first_cells_(first_cells + threadIdx.x * E), second_cells_(second_cells + threadIdx.x * E) {
+    if (has_cells) write();
+  }
+
   __device__ __forceinline__ void add(int i, A first, A second) {
     first_[i] += first;
     second_[i] += second;
@@ -58,35 +65,45 @@ class ThreadSums {
     if (ticks_ >= kFlush) flush();
   }
 
-  /// Writes this thread's cells: [lanes_y][lanes_x * E] of each term.
-  __device__ void write(A* first_cells, A* second_cells) {
+  /// Brings the cells up to date.
+  __device__ void finish() {
     flush();
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      first_cells[threadIdx.x * E + e] = static_cast<A>(first_total_[e]);
-      second_cells[threadIdx.x * E + e] = static_cast<A>(second_total_[e]);
-    }
+    if constexpr (kInRegisters) write();
   }
 
  private:
   static constexpr int kFlush = 32;
+  static constexpr bool kInRegisters = E == 1;
 
   __device__ __forceinline__ void flush() {
     ticks_ = 0;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      first_total_[i * E / V] += first_[i];
-      second_total_[i * E / V] += second_[i];
+      if constexpr (kInRegisters) {
+        first_total_ += first_[i];
+        second_total_ += second_[i];
+      } else {
+        first_cells_[i * E / V] += first_[i];
+        second_cells_[i * E / V] += second_[i];
+      }
       first_[i] = second_[i] = A(0);
     }
   }
 
-  using Total = std::conditional_t<E == 1, double, A>;
+  __device__ void write() {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      first_cells_[e] = static_cast<A>(first_total_);
+      second_cells_[e] = static_cast<A>(second_total_);
+    }
+  }
 
+  A* first_cells_;
+  A* second_cells_;
   A first_[V] = {};
   A second_[V] = {};
-  Total first_total_[E] = {};
-  Total second_total_[E] = {};
+  double first_total_ = 0;
+  double second_total_ = 0;
   int ticks_ = 0;
 };
 

@@ -28,9 +28,10 @@ __global__ void __launch_bounds__(256, 2)
   const Tiling& tiling = results.tiling;
   const Tile tile = tiling.tile(blockIdx.x % tiling.strips(), blockIdx.x / tiling.strips());
   SharedArrays shared;
-  reduce_tile<V, E>(
+  reduce_tile<V, E, kRowsInFlight<Reduction::kInputs>>(
       in, tiling, tile, reduction, shared,
-      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); }, [](int64_t, const auto&) {},
+      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); },
+      [](int64_t, int32_t, const auto&) {},
       [&](int32_t, int64_t channel, const Partial& partial) { results.put(tile, channel, partial); });
 }
 
@@ -49,11 +50,12 @@ __global__ void __launch_bounds__(256, 2)
     coefficients[e] = map.coefficients(tiling.first_channel(tile.strip) + mine.index[e], Summary{0, 0});
   }
   SharedArrays shared;
-  reduce_tile<V, E>(
+  reduce_tile<V, E, kRowsInFlight<Reduction::kInputs>>(
       in, tiling, tile, reduction, shared,
       [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); },
-      [&](int64_t element, const auto& vectors) {
-        store<V>(out + element, mapped<E>(map, coefficients, vectors[kLast], vectors[kLast]));
+      [&](int64_t element, int32_t, const auto& vectors) {
+        const Packed<T, V> last[] = {vectors[kLast]};
+        store<V>(out + element, map.map(coefficients, last, map.epilogue.template more<V>(element), element));
       },
       [&](int32_t, int64_t channel, const Partial& partial) { results.put(tile, channel, partial); });
 }
@@ -129,8 +131,9 @@ __global__ void __launch_bounds__(256, 2)
   }
   if (counter != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*counter;
   __syncthreads();
-  map_tile<V, E>(out, tiling, tile, map, coefficients,
-                 [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); });
+  map_tile<V, E, kRowsInFlight<Map::kInputs>>(
+      out, tiling, tile, map, coefficients,
+      [&](int k, int64_t element, int32_t) { return load<V>(in.tensors[k] + element); });
 }
 
 }  // namespace my_ops::cuda

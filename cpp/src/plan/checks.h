@@ -40,10 +40,10 @@ void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input
                           const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
 /// That there is more than one value per channel is known once all ranks have answered.
-void check_sync_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
-                        int64_t group_size);
+void check_sync_forward(const char* op, const at::Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked, int64_t group_size);
 
 void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps);
@@ -84,6 +84,19 @@ void check_act_forward_in_place(const at::Tensor& input, const OptionalTensor& g
                                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                 std::optional<double> momentum, double eps, Activation activation, double slope,
                                 const OptionalTensor& num_batches_tracked);
+
+/// As it and check_sync_forward do.
+void check_sync_act_forward_in_place(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                     const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                     std::optional<double> momentum, double eps, Activation activation, double slope,
+                                     const OptionalTensor& num_batches_tracked, int64_t group_size);
+
+void check_act_apply_in_place(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const at::Tensor& mean, const at::Tensor& invstd, Activation activation, double slope);
+
+void check_act_recover(const at::Tensor& output, const at::Tensor& kept, const at::Tensor& kept_input,
+                       const OptionalTensor& gamma, const OptionalTensor& beta, const at::Tensor& mean,
+                       const at::Tensor& invstd, Activation activation, double slope);
 
 void check_act_backward_from_output(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& kept,
                                     const at::Tensor& kept_input, const OptionalTensor& gamma,

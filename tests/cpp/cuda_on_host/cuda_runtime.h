@@ -33,10 +33,12 @@ inline void __syncthreads() { cuda_on_host::sync_block(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
-  static_assert(sizeof(T) == 8);
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
   bits = cuda_on_host::exchange(mask, bits, distance);
-  std::memcpy(&value, &bits, sizeof bits);
+  std::memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+inline void atomicOr(unsigned* word, unsigned bits) { *word |= bits; }

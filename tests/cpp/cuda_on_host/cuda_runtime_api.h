@@ -9,6 +9,7 @@
 using cudaError_t = int;
 using cudaStream_t = void*;
 inline constexpr cudaError_t cudaSuccess = 0;
+inline constexpr cudaError_t cudaErrorInvalidValue = 1;
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 

@@ -1,0 +1,24 @@
+// From the arguments of a launcher to those of a kernel, for the operators with an activation.
+#pragma once
+
+#include "cuda/epilogue.cuh"
+#include "cuda/launch.cuh"
+
+namespace my_ops::cuda {
+
+template <class T>
+Activated<T> activated(const Epilogue& a, const Tiling& tiling) {
+  const auto is = [&a](plan::Activation activation) { return a.activation == activation; };
+  const bool to_zero = is(plan::Activation::relu) || is(plan::Activation::relu6);
+  Activated<T> epilogue{};
+  epilogue.activation = a.activation;
+  epilogue.slope = static_cast<Accumulator<T>>(is(plan::Activation::identity) ? 1 : to_zero ? 0 : a.slope);
+  epilogue.residual = static_cast<const T*>(a.residual);
+  epilogue.mask = a.mask;
+  epilogue.written = a.written;
+  epilogue.by_bytes = mask_by_bytes(tiling);
+  epilogue.beta = a.beta;
+  return epilogue;
+}
+
+}  // namespace my_ops::cuda

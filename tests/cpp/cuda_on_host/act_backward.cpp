@@ -1,0 +1,1 @@
+#include "cuda/act_backward.cu"
