@@ -99,7 +99,7 @@ MUTANTS = [
         ACT,
         ("identity) return {};", "1", "0"),
         ("bits = {};", "read_bits<T>(mask, i, lanes)", "~read_bits<T>(mask, i, lanes)"),
-        ("lanes, {});", "positive_values<T>(z)", "positive_values<T>(Pack<T>{} - z)"),
+        ("lanes, {});", "positive_values<T>(inside)", "positive_values<T>(Pack<T>{} - inside)"),
         ("residual ? {} : z;", "z + load(residual + i, lanes, Pack<T>{})", "z - load(residual + i, lanes, Pack<T>{})"),
     ),
     # Chunks and their order, scratch, the counter.
@@ -147,15 +147,12 @@ MUTANTS = [
     *_of("plan/partition.cpp", FORWARD, ("first + std::min({}, b + chunk)", "values", "values - 1")),
     # In place: the inverse, and where there is none.
     *_of(
-        "cpu/in_place_kernel.cpp",
+        "composite/in_place_kernel.cpp",
         IN_PLACE,
-        ("inverse[c] = {};", "A(1) / k.scale[c]", "k.scale[c]"),
-        ("static_cast<A>({})};\n      map", "1 / slope", "slope"),
-        (
-            "{}).to(y.scalar_type()));\n  }",
-            "kept_input.to(mean.scalar_type()) - means",
-            "kept_input.to(mean.scalar_type())",
-        ),
+        ("at::leaky_relu(y, {});", "1 / slope", "slope"),
+        ("at::log1p({}))", "values / slope", "values"),
+        ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
+        ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
     ),
     *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_not()", "precision.allowed", "1e300")),
     # Second derivatives.
