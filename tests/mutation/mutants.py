@@ -42,8 +42,8 @@ MUTANTS = [
         "math/normalization.h",
         PHASES,
         ("share = {} / static_cast<A>(count);", "static_cast<A>(b.count)", "static_cast<A>(a.count)"),
-        ("return {{}, a.m2", "a.mean + delta * share", "a.mean - delta * share"),
-        ("share, {}, count};", "a.m2 + b.m2 + delta * delta * share * static_cast<A>(a.count)", "a.m2 + b.m2"),
+        ("return {{},", "a.mean + delta * share", "a.mean - delta * share"),
+        (" {}, count};", "a.m2 + b.m2 + delta * delta * share * static_cast<A>(a.count)", "a.m2 + b.m2"),
     ),
     *_of(
         "math/normalization.h",
