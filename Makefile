@@ -1,5 +1,6 @@
 # Everything runs in $(VENV), which is filled with what requirements/ pins. On a machine whose Python already has torch,
 # `make test PYTHON=python3 VENV=` uses that one: it installs nothing, and takes cmake and ninja from the PATH.
+# `make test LOCKED=1` lets nothing in but the files whose hashes requirements/lock.txt has, torch's own apart.
 # `make test TORCH=2.14.1` uses another torch than the pinned one, in an environment and a build folder of its own.
 PYTHON ?= python3
 TORCH ?=
@@ -21,15 +22,36 @@ cpp := $(shell find cpp tests/cpp profiling -name third_party -prune -o -regex '
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help build test cuda-check compare examples load-test throughput docs wheel release-check lint format clean
+.PHONY: help build test sanitize sanitize-quick coverage coverage-python fuzz fuzz-cpp soak mutants lock audit cuda-check \
+  compare examples load-test throughput docs wheel release-check lint format clean
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: $(package) ## make .venv, compile the library and install the package there, editable
 
 test: $(package) ## run the C++ tests, then the Python tests
 	ctest --test-dir $(build) --output-on-failure
 	$(python) -m pytest
+
+sanitize: $(environment) ## C++ and Python tests under three sanitizers, and valgrind on the C++ tests
+	PYTHON=$(python) .ci/sanitize address
+	PYTHON=$(python) .ci/sanitize thread
+	PYTHON=$(python) .ci/sanitize valgrind
+
+sanitize-quick: $(environment) ## of that, AddressSanitizer on the operators' forward and backward passes
+	PYTHON=$(python) MY_OPS_INSTRUCTION_SETS= .ci/sanitize address \
+	  tests/test_forward.py tests/test_backward.py tests/test_out.py tests/test_in_place.py tests/test_threads.py
+
+coverage: $(environment) ## lines and branches of cpp/src that the tests run; a report in build/coverage/report
+	PYTHON=$(python) .ci/coverage
+
+SECONDS_OF_FUZZING ?= 60
+fuzz-cpp: $(environment) ## libFuzzer on the cut of the work, the layouts and the checks; needs clang
+	cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DMY_OPS_CUDA=OFF -DMY_OPS_BUILD_TESTS=ON \
+	  '-DMY_OPS_SANITIZER=address;undefined;fuzzer-no-link' -DPython_EXECUTABLE=$(abspath $(shell command -v $(python)))
+	cmake --build build/fuzz --parallel --target my_ops_fuzz_plan
+	mkdir -p build/fuzz/corpus
+	build/fuzz/tests/cpp/my_ops_fuzz_plan -max_total_time=$(SECONDS_OF_FUZZING) -print_final_stats=1 build/fuzz/corpus
 
 cuda-check: ## build the CUDA kernels against the CUDA build of torch, and test them; needs nvcc, but no GPU
 	PYTHON=$(PYTHON) .ci/cuda_check
@@ -55,9 +77,34 @@ throughput: examples ## ResNet-50 from C++, images per second beside native and 
 	cd $(build)/models && for peer in resnet50_native resnet50_folded; do \
 	  echo "my_ops and $$peer, batch 1, 8 and 32"; \
 	  ../examples/load_test resnet50.pt $$peer.pt batch_1.pt 100 1; \
-	  ../examples/load_test resnet50.pt $$peer.pt batch_8.pt 25 1; \
-	  ../examples/load_test resnet50.pt $$peer.pt batch_32.pt 10 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_8.pt 40 1; \
+	  ../examples/load_test resnet50.pt $$peer.pt batch_32.pt 20 1; \
 	done
+
+CASES ?= 10000
+fuzz: $(package) ## CASES random calls of all operators against the reference; a fixed 500 are part of the tests
+	MY_OPS_FUZZ_CASES=$(CASES) $(python) -m pytest tests/test_fuzz.py --hypothesis-show-statistics
+
+MINUTES ?= 10
+soak: $(package) ## MINUTES of mixed random work on threads: right results and counters, no growth of memory
+	PYTHONPATH=tests:$$PYTHONPATH $(python) tests/soak.py $(MINUTES)
+
+mutants: $(package) ## wrong formulas, one at a time: some test must notice each
+	$(python) tests/mutation/run.py build/mutants
+
+coverage-python: $(package) ## lines and branches of python/my_ops and profiling/ that the tests reach
+	$(python) -m coverage erase
+	$(python) -m coverage run -m pytest
+	$(python) -m coverage combine
+	$(python) -m coverage report
+
+lock: $(environment) ## renew requirements/lock.txt: what the other files there pin, with hashes
+	$(python) requirements/lock.py
+
+audit: ## look for known vulnerabilities in what requirements/lock.txt names; needs the network
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install pip-audit
+	build/audit/bin/pip-audit --require-hashes --disable-pip -r requirements/lock.txt
 
 docs: $(package) ## build the documentation, in build/docs; a warning is an error
 	$(python) -m sphinx -W --keep-going -b html docs build/docs
@@ -94,6 +141,7 @@ $(environment): $(wildcard requirements/*.txt)
 else ifneq ($(VENV),)
 $(environment): $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
+	$(if $(LOCKED),$(python) -m pip install --require-hashes --no-deps -r requirements/lock.txt)
 	$(python) -m pip install $(addprefix -r requirements/,build.txt test.txt compare.txt docs.txt lint.txt)
 	touch $@
 endif

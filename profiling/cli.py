@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from profiling import allocator, trace_cli
-from profiling.allocator import Allocator
-from profiling.terminal import Device, Malloc, Threads
-from profiling.terminal import console as _console
-from profiling.terminal import load_my_ops as _load_my_ops
-from profiling.terminal import now as _now
+from profiling.measure import allocator
+from profiling.measure.allocator import Allocator
+from profiling.output.terminal import Device, Malloc, Threads
+from profiling.output.terminal import console as _console
+from profiling.output.terminal import load_my_ops as _load_my_ops
+from profiling.output.terminal import now as _now
+from profiling.traces import trace_cli
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -46,7 +47,7 @@ def compare(
 
     from dataclasses import replace
 
-    from profiling import compare, report
+    from profiling.comparison import compare, report
 
     settings = compare.QUICK if quick else compare.Settings()
     if batch is not None:
@@ -97,7 +98,8 @@ def benchmark(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling import benchmark, suite_tables, tables
+    from profiling.output import plots, tables
+    from profiling.suites import benchmark, suite_figures, suite_tables
 
     try:
         tasks = benchmark.select(shapes, dtype, layout, batch)
@@ -112,6 +114,10 @@ def benchmark(
     for table in suite_tables.of(suite):
         tables.print_to(console, table)
     console.print(f"figures: {path}", soft_wrap=True)
+    if suite.rows:
+        picture = path.with_suffix(".png")
+        plots.to_png(suite_figures.of(suite), picture)
+        console.print(f"picture: {picture}", soft_wrap=True)
     if not suite.correct:
         console.print("[bold red]FAILED:[/] results further from float64 than rounding explains")
         raise typer.Exit(1)
@@ -127,7 +133,9 @@ def scale(
     console = _console()
     _load_my_ops(1, "cpu")
 
-    from profiling import scale, tables, workloads
+    from profiling.measure import workloads
+    from profiling.output import tables
+    from profiling.suites import scale
 
     channels = [module.num_features for module in workloads.batch_norms(workloads.resnet50()).values()]
     result = scale.run(channels, range(2, ranks + 1), repeats)
@@ -141,7 +149,7 @@ def scale(
 def family(
     network: Annotated[
         list[str] | None,
-        typer.Option(help="resnet50, mobilenetv2, mobilenetv2-relu, none; repeatable (default: all three)"),
+        typer.Option(help="resnet50, resnet50-leaky, mobilenetv2, none; repeatable (default: all three)"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="of the rows: float32, bfloat16, float16")] = "float32",
     layout: Annotated[str, typer.Option(help="of the rows: contiguous, channels_last")] = "contiguous",
@@ -156,13 +164,14 @@ def family(
 ) -> None:
     """The operators around batch norm against torch's modules, and training steps of whole networks; writes JSON.
 
-    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss from native's.
+    Exit code 1 if a result of ours is further from float64 than rounding explains, or a loss in float64 from native's.
     """
     allocator.run_under(malloc)
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling import family, steps, workloads
+    from profiling.measure import workloads
+    from profiling.suites import family, steps
 
     for name, known in ((dtype, family.DTYPES), (layout, workloads.LAYOUTS)):
         if name not in known:

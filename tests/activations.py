@@ -14,10 +14,10 @@ from layouts import assert_layout
 from reference import Result, upcast
 from tolerances import TOLERANCES, accumulation_dtype, assert_within, unit_roundoff
 
-SLOPES = {"identity": 0.0, "relu": 0.0, "leaky_relu": 0.1, "elu": 1.3, "silu": 0.0, "gelu_tanh": 0.0}
-MASKED = ("relu", "leaky_relu")
+SLOPES = {"identity": 0.0, "relu": 0.0, "leaky_relu": 0.1, "relu6": 0.0, "elu": 1.3, "silu": 0.0, "gelu_tanh": 0.0}
+MASKED = ("relu", "leaky_relu", "relu6")
 LIPSCHITZ = {"leaky_relu": 1.0, "elu": 1.3, "silu": 1.1, "gelu_tanh": 1.13}  # of act; 1 for the others
-KINK = 1e-4  # how near to 0 z may be for act' to be in doubt; more than it is off in any dtype
+KINK = 1e-4  # how near to 0 (or, relative, to 6) z may be for act' to be in doubt; more than it is off in any dtype
 
 
 def activation(name: str, z: Tensor) -> Tensor:
@@ -28,6 +28,8 @@ def activation(name: str, z: Tensor) -> Tensor:
             return F.relu(z)
         case "leaky_relu":
             return F.leaky_relu(z, SLOPES[name])
+        case "relu6":
+            return F.relu6(z)
         case "elu":
             return F.elu(z, SLOPES[name])
         case "silu":
@@ -49,11 +51,15 @@ def preactivation(args: Arguments, residual: Tensor | None, mean: Result, invstd
     return Result(z.value + upcast(residual), z.scale + upcast(residual).abs())
 
 
+def near_kink(z: Tensor) -> Tensor:
+    return (z.abs() < KINK) | ((z - 6).abs() < 6 * KINK)
+
+
 def away_from_kink(grad_output: Tensor, args: Arguments, residual: Tensor | None) -> Tensor:
-    """grad_output, but 0 where act' could be that of either side of 0."""
+    """grad_output, but 0 where act' could be that of either side of a kink."""
     exact = reference.forward(*args.values())
     z = preactivation(args, residual, exact.mean, exact.invstd.value).value
-    return grad_output.masked_fill((z.abs() < KINK).to(grad_output.device), 0.0)
+    return grad_output.masked_fill(near_kink(z).to(grad_output.device), 0.0)
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ def in_memory_order(values: Tensor, like: Tensor) -> Tensor:
     return (values if like.is_contiguous() else values.movedim(1, -1)).reshape(-1)
 
 
-def check_mask(mask: Tensor, z: Result, output: Tensor) -> None:
+def check_mask(mask: Tensor, name: str, z: Result, output: Tensor) -> None:
     bits = (mask.cpu()[:, None] >> torch.arange(8)) & 1
     want = in_memory_order(z.value, output)
     got = bits.flatten()[: want.numel()].bool()
-    sure = want.abs() >= KINK
+    inside = (want > 0) & (want < 6) if name == "relu6" else want > 0
+    sure = ~near_kink(want)
     assert mask.shape == ((want.numel() + 7) // 8,)
-    assert torch.equal(got[sure], want[sure] > 0)
+    assert torch.equal(got[sure], inside[sure])
     assert not bits.flatten()[want.numel() :].any(), "bits behind the end"
 
 
@@ -97,7 +104,7 @@ def check_act_forward(args: Arguments, name: str, residual: Tensor | None) -> Ou
     if args.num_batches_tracked is not None:
         assert int(args.num_batches_tracked) == want.num_batches_tracked
     if residual is not None and name in MASKED:
-        check_mask(got.mask, z, got.output)
+        check_mask(got.mask, name, z, got.output)
     else:
         assert got.mask.shape == (0,)
     assert got.mask.dtype == torch.uint8

@@ -108,6 +108,18 @@ def test_gradients_left_out(
     check_act_backward(dy, args, name, added, wanted)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_relu6_above_its_bound(device: str, dtype: torch.dtype, training: bool, layout: str) -> None:
+    """A good part of the values on either side of 0 and of 6."""
+    args, residual = problem((4, 6, 5, 7), layout, dtype, device, training, True)
+    args.gamma.mul_(4.0).add_(4.0)
+    args.beta.add_(3.0)
+    for added in (None, residual):
+        check(args, "relu6", added)
+        six = ops.batchnorm_act_forward(*act_arguments(args, "relu6", added))[0] == 6
+        assert 0.1 < float(six.double().mean()) < 0.9
+
+
 @pytest.mark.parametrize("names", [(), ("gamma",), ("beta",)], ids=str)
 def test_without_parameters(device: str, dtype: torch.dtype, names: tuple[str, ...]) -> None:
     args, residual = problem((4, 6, 5, 7), "contiguous", dtype, device, True, True)
@@ -173,26 +185,28 @@ def test_not_finite(device: str, dtype: torch.dtype, name: str) -> None:
     """NaN stays NaN, at infinity are the limits; a whole vector of each, so that no lane is special."""
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, 2.0], dtype=dtype, device=device).repeat_interleave(70)
     low = {"identity": -torch.inf, "leaky_relu": -torch.inf, "elu": -SLOPES["elu"]}.get(name, 0.0)
+    high, high_slope = (6.0, 0.0) if name == "relu6" else (torch.inf, 1.0)
     out = eval_only(x, name)[0].flatten()
     assert out[:70].isnan().all()
-    assert (out[70:140] == torch.inf).all()
+    assert (out[70:140] == high).all()
     torch.testing.assert_close(out[140:210], torch.full_like(out[140:210], low))
 
     slopes = eval_only(x, name, torch.ones_like(x))[0].flatten()
     end = {"identity": 1.0, "leaky_relu": SLOPES["leaky_relu"]}.get(name, 0.0)
-    torch.testing.assert_close(slopes[70:140], torch.ones_like(slopes[:70]))
+    torch.testing.assert_close(slopes[70:140], torch.full_like(slopes[:70], high_slope))
     torch.testing.assert_close(slopes[140:210], torch.full_like(slopes[:70], end))
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_relu_stops_infinite_gradients(device: str, with_residual: bool) -> None:
+@pytest.mark.parametrize(("name", "value"), [("relu", -1.0), ("relu6", -1.0), ("relu6", 7.0)])
+def test_relu_stops_infinite_gradients(device: str, name: str, value: float, with_residual: bool) -> None:
     """0, not 0 * infinity, as a gradient scaler for mixed precision expects."""
-    x = torch.full((40, 1), -1.0, device=device)
+    x = torch.full((40, 1), value, device=device)
     zero, one = torch.zeros(1, device=device), torch.ones(1, device=device)
     residual = torch.zeros_like(x) if with_residual else None
-    saved = ops.batchnorm_act_apply(x, residual, None, None, zero, one, "relu", 0.0)[1]
+    saved = ops.batchnorm_act_apply(x, residual, None, None, zero, one, name, 0.0)[1]
     dy = torch.full_like(x, torch.inf)
-    grads = ops.batchnorm_act_backward(dy, x, None, saved, None, None, zero, one, False, "relu")
+    grads = ops.batchnorm_act_backward(dy, x, None, saved, None, None, zero, one, False, name)
     assert not any(grad.any() for grad in grads)
 
 
@@ -496,6 +510,7 @@ def test_module_is_batch_norm_and_activation(name: str, rank: int) -> None:
         "identity": nn.Identity(),
         "relu": nn.ReLU(),
         "leaky_relu": nn.LeakyReLU(0.2),
+        "relu6": nn.ReLU6(),
         "elu": nn.ELU(0.7),
         "silu": nn.SiLU(),
         "gelu_tanh": nn.GELU(approximate="tanh"),
@@ -548,7 +563,7 @@ def test_functional() -> None:
 
 
 def test_unknown_activation() -> None:
-    known = "identity, relu, leaky_relu, elu, silu or gelu_tanh"
+    known = "identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh"
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=f"batchnorm_act_forward: expected activation {known}, got tanh"):
         my_ops.functional.batch_norm_act(x, None, None, training=True, activation="tanh")

@@ -14,7 +14,7 @@ for package in ("jinja2", "matplotlib", "msgspec"):
 from matplotlib.image import imread
 
 import browser
-from profiling import findings, trace_report
+from profiling.traces import findings, trace_report
 
 TRACES = Path(__file__).parent / "data" / "traces"
 

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("msgspec", reason="profiling needs msgspec: pip install -r requirements/compare.txt")
 
-from profiling import breakdown, calls, differences, operators
-from profiling.breakdown import Breakdown
-from profiling.exits import Exit, Failure
+from profiling.output.exits import Exit, Failure
+from profiling.traces import breakdown, calls, differences, operators
+from profiling.traces.breakdown import Breakdown
 from synthetic_cuda_trace import ATEN, ATEN_SECOND, BYTES, CUDNN, CUDNN_BACK, EVENTS, IMAGE
 from trace_events import event, memory, trace_of
 
@@ -75,7 +75,7 @@ def test_split_and_memory_of_the_synthetic_cuda_trace(cuda: Breakdown) -> None:
     ],
 )
 def test_the_backend_is_named_by_its_kernels(kernel: str | None, operator: str, name: str) -> None:
-    from profiling.traces import Kernel
+    from profiling.traces.traces import Kernel
 
     kernels = [Kernel(kernel, 0, 1, 7, 0)] if kernel else []
     assert operators.backend(operator, kernels) == name

@@ -20,9 +20,11 @@ for package in ("jinja2", "matplotlib", "msgspec", "rich", "sklearn", "transform
 
 from typer.testing import CliRunner
 
-from profiling import allocator, breakdown, capture, cli, conversion, models
+from profiling import cli
 from profiling.examples.unet import unet
-from profiling.exits import Exit, Failure
+from profiling.measure import allocator
+from profiling.output.exits import Exit, Failure
+from profiling.traces import breakdown, capture, conversion, models
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -21,12 +21,14 @@ EXPORTED = {
     "my_ops::cpu_capability",
     "my_ops::ops::all_gather",
     "my_ops::ops::batchnorm_act_apply",
+    "my_ops::ops::batchnorm_act_apply_",
     "my_ops::ops::batchnorm_act_backward",
     "my_ops::ops::batchnorm_act_backward_apply",
     "my_ops::ops::batchnorm_act_backward_from_output",
     "my_ops::ops::batchnorm_act_backward_reduce",
     "my_ops::ops::batchnorm_act_forward",
     "my_ops::ops::batchnorm_act_forward_",
+    "my_ops::ops::batchnorm_act_recover",
     "my_ops::ops::batchnorm_apply",
     "my_ops::ops::batchnorm_apply_out",
     "my_ops::ops::batchnorm_backward",
@@ -43,7 +45,10 @@ EXPORTED = {
     "my_ops::ops::instancenorm_backward",
     "my_ops::ops::instancenorm_forward",
     "my_ops::ops::reduce_scatter",
+    "my_ops::ops::sync_batchnorm_act_forward_",
     "my_ops::ops::sync_batchnorm_apply",
+    "my_ops::ops::sync_conv_batchnorm_backward",
+    "my_ops::ops::sync_conv_batchnorm_forward",
 }
 LIBRARY = Path(my_ops.cmake_prefix_path) / "lib" / "libmy_ops.so"
 

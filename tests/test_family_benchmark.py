@@ -18,8 +18,9 @@ for package in ("msgspec", "rich", "sklearn", "transformers"):
 from rich.console import Console
 
 import my_ops
-from profiling import family, memory, steps
-from profiling.peers import NATIVE, OURS
+from profiling.measure import memory
+from profiling.measure.peers import NATIVE, OURS
+from profiling.suites import family, lean, steps
 
 CPU = torch.device("cpu")
 
@@ -75,12 +76,27 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(runs[NATIVE]["losses"]) == 3
     assert len(runs[NATIVE]["seconds"]) == 2
     assert runs[steps.FUSED]["losses"] == pytest.approx(runs[NATIVE]["losses"], rel=1e-3)
+    assert 0 < runs[steps.FUSED]["loss_error"] < 1e-10
     assert runs[steps.FUSED]["peak"] < runs[NATIVE]["peak"]
 
 
-def test_losses_that_part_are_noticed() -> None:
-    settings = steps.Settings()
-    runs = [steps.Run("net", NATIVE, settings, losses=[2.3, 2.2]), steps.Run("net", OURS, settings, losses=[2.3, 2.25])]
-    assert not steps.losses_agree(runs)
-    runs[1].losses[1] = 2.201
-    assert steps.losses_agree(runs)
+def test_losses_that_part_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that changes one layer by a ten-thousandth, too little for losses in float32."""
+
+    def convert(model: nn.Module, fuse: bool = False) -> nn.Module:
+        with torch.no_grad():
+            model.fc.weight.mul_(1 + 1e-4 * fuse)
+        return model
+
+    monkeypatch.setitem(steps.NETWORKS, "small", lambda: steps.ResNet((1, 1), 8))
+    monkeypatch.setattr(my_ops, "convert_batchnorm", convert)
+    runs = steps.run("small", steps.Settings(batch=4, size=32, steps=1), CPU, Console(quiet=True))
+    assert {run.name for run in runs if run.loss_error > 0} == {steps.FUSED}
+    assert steps.losses_agree(runs[:2]) and not steps.losses_agree(runs)
+
+
+def test_a_lean_network_trains_as_before_in_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(steps.NETWORKS, "small", lambda: lean.leaky_resnet((2, 1), 8))
+    runs = {run.name: run for run in steps.run("small", steps.Settings(8, 64, 1), CPU, Console(quiet=True))}
+    assert runs[steps.LEAN].loss_error < 1e-10
+    assert runs[steps.LEAN].peak < 0.7 * runs[NATIVE].peak

@@ -174,6 +174,17 @@ def test_freezing_without_statistics_changes_nothing() -> None:
     assert all(type(module) is nn.BatchNorm2d for module in model)
 
 
+def test_freezing_with_an_activation_changes_nothing() -> None:
+    """It would go on learning, unnoticed."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    my_ops.convert_batchnorm(model, fuse=True)
+    with pytest.raises(ValueError, match=r"without an activation, got FusedBatchNorm2d in 2"):
+        my_ops.freeze_batchnorm(model)
+    assert type(model[0]) is my_ops.BatchNorm2d
+    my_ops.freeze_batchnorm(my_ops.revert_batchnorm(model))
+    assert [type(part).__name__ for part in model] == ["FrozenBatchNorm2d", "Conv2d", "FrozenBatchNorm2d", "ReLU"]
+
+
 def test_subclasses_are_left_alone() -> None:
     class Special(nn.BatchNorm2d):
         pass

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import my_ops
 from checks import activations, bit_equal
-from profiling.networks import MobileNetV2, ResNet
+from profiling.measure.networks import MobileNetV2, ResNet
 
 CHANNELS = 6
 
@@ -81,6 +81,7 @@ ACTIVATIONS = {
     "relu": (nn.ReLU(), "relu"),
     "relu_inplace": (nn.ReLU(inplace=True), "relu"),
     "leaky_relu": (nn.LeakyReLU(0.2), "leaky_relu"),
+    "relu6": (nn.ReLU6(), "relu6"),
     "elu": (nn.ELU(0.7), "elu"),
     "silu": (nn.SiLU(), "silu"),
     "gelu_tanh": (nn.GELU(approximate="tanh"), "gelu_tanh"),
@@ -108,6 +109,7 @@ FUNCTIONS: dict[str, Callable[[Body, Tensor], Tensor]] = {
     "method": lambda m, x: m.norm(x).relu(),
     "method_": lambda m, x: m.norm(x).relu_(),
     "leaky_relu": lambda m, x: F.leaky_relu(m.norm(x), 0.3),
+    "relu6": lambda m, x: F.relu6(m.norm(x)),
     "leaky_relu_default": lambda m, x: F.leaky_relu(m.norm(x)),
     "elu": lambda m, x: F.elu(m.norm(x), alpha=0.5),
     "silu": lambda m, x: F.silu(m.norm(x)),
@@ -292,7 +294,7 @@ def counted(model: nn.Module) -> tuple[int, int]:
 def test_every_pair_of_the_networks_is_found() -> None:
     """ResNet-50: 33 activations and 16 sums of 53, the other 4 are shortcuts. MobileNetV2: 17 of 52 are linear."""
     with torch.device("meta"):
-        resnet, mobilenet = ResNet(), MobileNetV2(activation=nn.ReLU)
+        resnet, mobilenet = ResNet(), MobileNetV2()
     assert counted(my_ops.convert_batchnorm(resnet, fuse=True)) == (49, 4)
     assert counted(my_ops.convert_batchnorm(mobilenet, fuse=True)) == (35, 17)
 
@@ -312,7 +314,7 @@ def test_networks_train_as_before(network: str) -> None:
     if network == "resnet":
         model: nn.Module = ResNet((1, 2), 4)
     else:
-        model = MobileNetV2(((1, 8, 1, 1), (2, 8, 2, 2)), 8, 16, activation=nn.ReLU)
+        model = MobileNetV2(((1, 8, 1, 1), (2, 8, 2, 2)), 8, 16)
     randomize(model)
     plain = copy.deepcopy(model)
     my_ops.convert_batchnorm(model, fuse=True)

@@ -16,9 +16,11 @@ for package in ("msgspec", "rich", "typer"):
 
 from typer.testing import CliRunner
 
-from profiling import cli, history, intervals
-from profiling.exits import Exit
-from profiling.intervals import Estimate
+from profiling import cli
+from profiling.measure import intervals
+from profiling.measure.intervals import Estimate
+from profiling.output.exits import Exit
+from profiling.traces import history
 
 RESULTS = Path(__file__).parent.parent / "profiling" / "results" / "benchmark-cpu.json"
 TRACES = Path(__file__).parent / "data" / "traces"

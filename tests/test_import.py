@@ -113,9 +113,9 @@ def test_version_is_stated_once() -> None:
 
 def test_public_names() -> None:
     kinds = ["BatchNorm", "BatchNormAct", "InPlaceBatchNormAct", "ConvBatchNorm", "LazyBatchNorm"]
-    kinds += ["FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm"]
+    kinds += ["FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm", "LazyInstanceNorm"]
     modules = {f"{kind}{n}d" for kind in kinds for n in (1, 2, 3)}
-    modules |= {"BatchNormCustom", "FrozenBatchNorm", "SyncBatchNorm"}
+    modules |= {"BatchNormCustom", "FrozenBatchNorm", "SyncBatchNorm", "SyncBatchNormAct", "SyncInPlaceBatchNormAct"}
     functions = {"convert_batchnorm", "convert_sync_batchnorm", "freeze_batchnorm", "fuse_conv_bn"}
     functions |= {"revert_batchnorm", "update_bn"}
     want = modules | functions | {"functional", "__version__", "cmake_prefix_path"}

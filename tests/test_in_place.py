@@ -202,6 +202,52 @@ def test_meta() -> None:
     assert (mean.shape, kept.shape, kept_input.shape) == ((3,), (0,), (4, 0, 5))
 
 
+# ---- in phases ----
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_phases(device: str, dtype: torch.dtype, name: str, layout: str) -> None:
+    """From given statistics: the output of the whole operator, and what it was made of."""
+    args = arguments(arrange(activations((4, 6, 5, 7), dtype, device), layout), True)
+    args.gamma[0] = 0.0
+    act = (name, SLOPES[name])
+    whole, image = args.input.clone(), args.input.clone()
+    mean, invstd, kept, kept_input = ops.batchnorm_act_forward_(whole, *args.values()[1:8], *act)
+    got = ops.batchnorm_act_apply_(image, args.gamma, args.beta, mean, invstd, *act)
+    torch.testing.assert_close(image, whole)
+    assert all(bit_equal(*pair) for pair in zip(got, (kept, kept_input), strict=True))
+    centered = ops.batchnorm_act_recover(image, *got, args.gamma, args.beta, mean, invstd, *act)
+    exact = upcast(args.input) - reference.per_channel(mean.double().cpu(), args.input)
+    xhat = exact * reference.per_channel(invstd.double().cpu(), exact)
+    error = (upcast(centered) - exact).abs() * reference.per_channel(invstd.double().cpu(), exact)
+    assert bool((error <= 2 * ALLOWED[dtype] + 4 * torch.finfo(dtype).eps * (1 + xhat.abs())).all())
+    assert centered.dtype == dtype
+
+
+def test_phases_have_no_derivatives(device: str) -> None:
+    image = torch.randn(4, 3, 5, device=device, requires_grad=True).mul(1)
+    mean, invstd = torch.zeros(3, device=device), torch.ones(3, device=device)
+    with pytest.raises(NotImplementedError, match="batchnorm_act_apply_: expected no argument that requires grad"):
+        ops.batchnorm_act_apply_(image, None, None, mean, invstd, "elu", 1.0)
+    kept = (torch.empty(0, dtype=torch.int64, device=device), torch.empty(4, 0, 5, device=device))
+    with pytest.raises(NotImplementedError, match="batchnorm_act_recover: expected no argument that requires grad"):
+        ops.batchnorm_act_recover(image, *kept, None, None, mean, invstd, "elu", 1.0)
+
+
+def test_opcheck_of_phases(device: str) -> None:
+    """Meta tensors, without data, keep no channel: none is kept here."""
+    image = torch.randn(4, 3, 5, device=device)
+    mean, invstd = torch.zeros(3, device=device), torch.ones(3, device=device)
+    act = ("leaky_relu", 0.1)
+    torch.library.opcheck(ops.batchnorm_act_apply_.default, (image, invstd, mean, mean, invstd, *act))
+    kept = ops.batchnorm_act_apply_(image, invstd, mean, mean, invstd, *act)
+    torch.library.opcheck(ops.batchnorm_act_recover.default, (image, *kept, invstd, mean, mean, invstd, *act))
+
+
+# ---- the modules ----
+
+
 @pytest.mark.parametrize("name", INVERTIBLE)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_module(name: str, rank: int) -> None:

@@ -345,6 +345,18 @@ def test_modules_are_drop_ins(dimensions: int, batched: bool, affine: bool, trac
         torch.testing.assert_close(module.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("dimensions", MODULES)
+def test_lazy_modules(dimensions: int) -> None:
+    ours, torchs, shape = MODULES[dimensions]
+    lazy = getattr(my_ops, f"LazyInstanceNorm{dimensions}d")(affine=True, track_running_stats=True)
+    native = torchs(shape[1], affine=True, track_running_stats=True)
+    x = torch.randn(shape)
+    torch.testing.assert_close(lazy(x), native(x))
+    assert type(lazy) is ours
+    assert lazy.num_features == shape[1]
+    torch.testing.assert_close(lazy.state_dict(), native.state_dict())
+
+
 def test_module_without_momentum_keeps_its_statistics() -> None:
     module = my_ops.InstanceNorm1d(4, momentum=None, track_running_stats=True)
     with unchanged(module.running_mean, module.running_var):

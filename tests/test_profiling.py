@@ -20,26 +20,19 @@ import torch
 for package in ("jinja2", "matplotlib", "msgspec", "rich", "sklearn", "transformers", "typer"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
 
+from rich.console import Console
 from typer.testing import CliRunner
 
-from profiling import (
-    allocator,
-    analysis,
-    benchmark,
-    cli,
-    compare,
-    correctness,
-    gpu_summary,
-    json_text,
-    peers,
-    plots,
-    timing,
-    workloads,
-)
-from profiling.allocator import Allocator
-from profiling.peers import NATIVE, OURS, Native, Ours
-from profiling.timing import COPY, FRESH_COPY, Direction
-from profiling.workloads import Case
+from profiling import cli, gpu_summary
+from profiling.comparison import compare
+from profiling.measure import allocator, correctness, peers, timing, workloads
+from profiling.measure.allocator import Allocator
+from profiling.measure.peers import NATIVE, OURS, Native, Ours
+from profiling.measure.timing import COPY, FRESH_COPY, Direction
+from profiling.measure.workloads import Case
+from profiling.output import json_text, plots
+from profiling.suites import benchmark, suite_figures
+from profiling.traces import analysis
 from trace_events import event, trace_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -403,7 +396,17 @@ def test_benchmark_writes_every_row(invoke: Callable[..., Any], tmp_path: Path) 
     assert set(row["peers"]) == {OURS, NATIVE, COPY, FRESH_COPY, "oneDNN"} and row["bytes"] == 2 * 150 * 4 + 8 * 12
     assert rows[(8, 4), "float32", "contiguous", "forward"]["left_out"].keys() == {"oneDNN"}
     assert {"cpu", "torch", "date", "commit", "allocator"} <= found["machine"].keys()
-    assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["figures.json", "figures.png"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_of_a_benchmark_shows_every_median() -> None:
+    tasks = benchmark.select(["2x3x5x5", "8x4"], ["float32", "bfloat16"], None, 2)
+    suite = benchmark.run(tasks, list(Direction), [Ours(), Native()], 0.0, CPU, Console(quiet=True), lambda suite: None)
+    figure = suite_figures.of(suite)
+    assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == [f"{each.value}, float32" for each in Direction]
+    drawn = sorted(float(line.get_xdata()[0]) for axes in figure.axes for line in axes.lines[1:])  # but the limit
+    assert drawn == sorted(row.measurement.copies(name) for row in suite.rows for name in (OURS, NATIVE))
 
 
 @pytest.mark.usefixtures("wrong_results")
@@ -439,7 +442,7 @@ def test_benchmark_names_a_bad_option(invoke: Callable[..., Any], option: str, v
 @pytest.mark.parametrize("wanted", Allocator)
 def test_run_under_restarts_the_same_command_under_the_setting(wanted: Allocator) -> None:
     code = (
-        "import os, sys; from profiling import allocator; "
+        "import os, sys; from profiling.measure import allocator; "
         f"allocator.run_under(allocator.Allocator({wanted.value!r})); "
         "print(sys.argv[1:], os.environ.get('MALLOC_MMAP_MAX_'), allocator.describe())"
     )

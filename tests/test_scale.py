@@ -1,4 +1,4 @@
-"""The model of profiling/scale.py: its formulas by hand, and its fit on samples that the model itself made."""
+"""The model of profiling/suites/scale.py: its formulas by hand, and its fit on samples that the model itself made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-scale = pytest.importorskip("profiling.scale", reason="profiling needs the packages of its own requirements")
+scale = pytest.importorskip("profiling.suites.scale", reason="profiling needs the packages of its own requirements")
 machine = scale.machine
 
 CHANNELS = (64, 256)
@@ -52,8 +52,12 @@ def test_fit_finds_the_parameters() -> None:
 def test_what_is_shown(tmp_path: Path) -> None:
     network = scale.fitted(made_up_samples())
     steps = [scale.Step("ours", 2, 0.5, 0.25)]
-    result = scale.Scale(machine.describe(torch.device("cpu")), list(CHANNELS), made_up_samples(), network, steps)
-    checked, predicted, received = scale.tables_of(result)
+    training = [scale.TrainingStep(way, 2, t) for way, t in (("alone", 0.1), ("ours", 0.2), ("naive", 0.3))]
+    result = scale.Scale(
+        machine.describe(torch.device("cpu")), list(CHANNELS), made_up_samples(), network, steps, training
+    )
+    trained, checked, predicted, received = scale.tables_of(result)
+    assert list(trained.rows[0]) == ["2", "100", "200", "300", "1.50"]
     assert list(checked.rows[0]) == ["ours", "2", "500", "250", "2.00"]
     assert [row[0] for row in predicted.rows] == [str(2**k) for k in range(1, 13)]
     assert received.rows[0] == ["2", "5.136", "5.128"]

@@ -25,8 +25,9 @@ for package in ("jinja2", "matplotlib", "msgspec", "rich", "typer"):
 import numpy as np
 from typer.testing import CliRunner
 
-from profiling import call_figures, cli, findings
-from profiling.exits import Exit
+from profiling import cli
+from profiling.output.exits import Exit
+from profiling.traces import call_figures, findings
 from trace_events import event, write
 
 TRACES = Path(__file__).parent / "data" / "traces"

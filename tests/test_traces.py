@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("msgspec", reason="profiling needs msgspec: pip install -r requirements/compare.txt")
 
-from profiling import analysis, traces
-from profiling.analysis import BATCH_NORM
+from profiling.traces import analysis, traces
+from profiling.traces.analysis import BATCH_NORM
 from trace_events import event, trace_of
 
 SHAPE = [2, 3, 4, 4]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from profiling import trace_file, traces
+from profiling.traces import trace_file, traces
 
 
 def event(name: str, start: float, duration: float, tid: int = 1, cat: str = "cpu_op", **args: Any) -> dict[str, Any]:

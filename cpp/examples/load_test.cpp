@@ -28,7 +28,7 @@
 #include "files.h"
 
 using Tensors = std::vector<at::Tensor>;
-constexpr int64_t kRounds = 5;             // the first one warms up
+constexpr int64_t kRounds = 10;            // the first one warms up
 const int kCores = at::get_num_threads();  // all of them, or OMP_NUM_THREADS
 constexpr double kBytesPerCall = 1;
 constexpr int64_t kBytesAtAll = 1 << 16;

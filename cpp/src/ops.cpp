@@ -99,9 +99,11 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
 
 Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
-                            std::string group_name) {
+                            std::string group_name, const OptionalTensor& residual, std::string_view activation,
+                            double slope) {
   static const auto op = find("my_ops::sync_batchnorm_apply", sync_batchnorm_apply);
-  return op.call(input, gamma, beta, mean, invstd, count, group_size, std::move(group_name));
+  return op.call(input, gamma, beta, mean, invstd, count, group_size, std::move(group_name), residual, activation,
+                 slope);
 }
 
 Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name) {
@@ -213,6 +215,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_batchnorm_backward(
   static const auto op = find("my_ops::conv_batchnorm_backward", conv_batchnorm_backward);
   return op.call(grad_output, input, weight, bias, gamma, beta, save_mean, save_invstd, stride, padding, dilation,
                  groups, training, activation, slope, output_mask);
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                                double slope) {
+  static const auto op = find("my_ops::batchnorm_act_apply_", batchnorm_act_apply_);
+  return op.call(input, gamma, beta, mean, invstd, activation, slope);
+}
+
+Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+                             const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                             const Tensor& invstd, std::string_view activation, double slope) {
+  static const auto op = find("my_ops::batchnorm_act_recover", batchnorm_act_recover);
+  return op.call(output, kept, kept_input, gamma, beta, mean, invstd, activation, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sync_batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, std::optional<double> momentum, double eps, std::string_view activation,
+    double slope, const OptionalTensor& num_batches_tracked, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::sync_batchnorm_act_forward_", sync_batchnorm_act_forward_);
+  return op.call(input, gamma, beta, running_mean, running_var, momentum, eps, activation, slope, num_batches_tracked,
+                 group_size, std::move(group_name));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope, int64_t group_size, std::string group_name) {
+  static const auto op = find("my_ops::sync_conv_batchnorm_forward", sync_conv_batchnorm_forward);
+  return op.call(input, weight, bias, gamma, beta, running_mean, running_var, stride, padding, dilation, groups,
+                 momentum, eps, num_batches_tracked, activation, slope, group_size, std::move(group_name));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd,
+    const Tensor& count, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    std::string_view activation, double slope, int64_t group_size, std::string group_name, ConvOutputMask output_mask) {
+  static const auto op = find("my_ops::sync_conv_batchnorm_backward", sync_conv_batchnorm_backward);
+  return op.call(grad_output, input, weight, bias, gamma, beta, mean, invstd, count, stride, padding, dilation, groups,
+                 activation, slope, group_size, std::move(group_name), output_mask);
 }
 
 }  // namespace my_ops::ops

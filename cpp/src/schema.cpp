@@ -49,14 +49,16 @@ TORCH_LIBRARY(my_ops, m) {
       "Tensor sum_dy, Tensor sum_dy_xhat, Tensor count, *, Tensor(a!) out) -> Tensor(a!)");
 
   // Synchronized over the `group_size` processes of the torch.distributed group named `group_name`, each of which has a
-  // part of the batch. all_gather: [R, ...] of [...]; reduce_scatter, its derivative: [...] of [R, ...].
+  // part of the batch: output = act(batchnorm(input) + residual), as below. all_gather: [R, ...] of [...];
+  // reduce_scatter, its derivative: [...] of [R, ...].
   m.def(
       "sync_batchnorm_forward(Tensor input, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, float? momentum, float eps, Tensor(c!)? num_batches_tracked, int group_size, "
-      "str group_name) -> (Tensor output, Tensor mean, Tensor invstd)");
+      "str group_name, Tensor? residual=None, str activation='identity', float slope=0.) "
+      "-> (Tensor output, Tensor mean, Tensor invstd)");
   m.def(
       "sync_batchnorm_apply(Tensor input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, Tensor count, "
-      "int group_size, str group_name) -> Tensor");
+      "int group_size, str group_name, Tensor? residual=None, str activation='identity', float slope=0.) -> Tensor");
   m.def("all_gather(Tensor part, int group_size, str group_name) -> Tensor");
   m.def("reduce_scatter(Tensor parts, int group_size, str group_name) -> Tensor");
 
@@ -70,11 +72,12 @@ TORCH_LIBRARY(my_ops, m) {
       "bool[3] output_mask=[True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
 
   // Batch normalization, a residual and an activation in the same passes: z = batchnorm(input) + residual and
-  // output = act(z), act one of identity, relu, leaky_relu (slope), elu (alpha = slope), silu and gelu_tanh.
+  // output = act(z), act one of identity, relu, leaky_relu (slope), relu6, elu (alpha = slope), silu and gelu_tanh.
   //
-  // mask: uint8, a bit per element that tells whether z > 0, in memory order (element i of the output's memory is bit
-  // i % 8 of byte i / 8); for relu and leaky_relu with a residual, else empty. The backward pass computes z again from
-  // input and, for elu, silu and gelu_tanh, residual; relu and leaky_relu with a residual take the mask instead.
+  // mask: uint8, a bit per element that tells whether z > 0 (and z < 6 for relu6), in memory order (element i of the
+  // output's memory is bit i % 8 of byte i / 8); for relu, leaky_relu and relu6 with a residual, else empty. The
+  // backward pass computes z again from input and, for elu, silu and gelu_tanh, residual; the other three take the mask
+  // instead of a residual.
   m.def(
       "batchnorm_act_forward(Tensor input, Tensor? residual, Tensor? gamma, Tensor? beta, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, bool training, float? momentum, float eps, str activation, float slope=0., "
@@ -111,6 +114,19 @@ TORCH_LIBRARY(my_ops, m) {
       "Tensor? beta, Tensor mean, Tensor invstd, str activation, float slope, Tensor sum_dy, Tensor sum_dy_xhat, "
       "Tensor count) -> (Tensor grad_input, Tensor grad_residual)");
 
+  // In place, in phases. centered = input - mean, computed back from the output.
+  m.def(
+      "batchnorm_act_apply_(Tensor(a!) input, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, "
+      "str activation, float slope) -> (Tensor kept, Tensor kept_input)");
+  m.def(
+      "batchnorm_act_recover(Tensor output, Tensor kept, Tensor kept_input, Tensor? gamma, Tensor? beta, Tensor mean, "
+      "Tensor invstd, str activation, float slope) -> (Tensor centered)");
+  m.def(
+      "sync_batchnorm_act_forward_(Tensor(a!) input, Tensor? gamma, Tensor? beta, Tensor(b!)? running_mean, "
+      "Tensor(c!)? running_var, float? momentum, float eps, str activation, float slope, "
+      "Tensor(d!)? num_batches_tracked, int group_size, str group_name) "
+      "-> (Tensor mean, Tensor invstd, Tensor count, Tensor kept, Tensor kept_input)");
+
   // Convolution, then batch norm (and an activation), without keeping what is between them: the backward operator runs
   // the convolution anew. stride, padding and dilation have a number per spatial dimension.
   m.def(
@@ -123,6 +139,19 @@ TORCH_LIBRARY(my_ops, m) {
       "Tensor? beta, Tensor save_mean, Tensor save_invstd, int[] stride, int[] padding, int[] dilation, int groups, "
       "bool training=True, str activation='identity', float slope=0., bool[5] output_mask=[True, True, True, True, "
       "True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)");
+
+  // The same, synchronized.
+  m.def(
+      "sync_conv_batchnorm_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] stride, int[] padding, int[] dilation, int groups, "
+      "float? momentum, float eps, Tensor(c!)? num_batches_tracked, str activation, float slope, int group_size, "
+      "str group_name) -> (Tensor output, Tensor mean, Tensor invstd, Tensor count)");
+  m.def(
+      "sync_conv_batchnorm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
+      "Tensor? beta, Tensor mean, Tensor invstd, Tensor count, int[] stride, int[] padding, int[] dilation, "
+      "int groups, str activation, float slope, int group_size, str group_name, "
+      "bool[5] output_mask=[True, True, True, True, True]) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)");
 
   // What this library is and runs on.

@@ -11,7 +11,7 @@ __version__ = _load(__path__)["version"]
 # The modules below bind the operators, which exist from here on.
 from . import functional
 from .conv import ConvBatchNorm1d, ConvBatchNorm2d, ConvBatchNorm3d
-from .convert import convert_batchnorm, revert_batchnorm
+from .convert import convert_batchnorm, convert_sync_batchnorm, revert_batchnorm
 from .custom import BatchNormCustom
 from .folding import fuse_conv_bn
 from .frozen import FrozenBatchNorm, FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d, freeze_batchnorm
@@ -25,10 +25,17 @@ from .fused import (
     InPlaceBatchNormAct3d,
 )
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
-from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from .instance import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from .precise import update_bn
-from .sync import SyncBatchNorm, convert_sync_batchnorm
+from .sync import SyncBatchNorm, SyncBatchNormAct, SyncInPlaceBatchNormAct
 from .vmap import register as _register_vmap_rules
 
 #: Where CMake's ``find_package(my_ops)`` finds the C++ package that comes with this one: for ``CMAKE_PREFIX_PATH``.
@@ -64,7 +71,12 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "SyncBatchNorm",
+    "SyncBatchNormAct",
+    "SyncInPlaceBatchNormAct",
     "__version__",
     "cmake_prefix_path",
     "convert_batchnorm",

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from . import fused, modules
+from . import fused, modules, sync
 
 __all__ = ["ConvBatchNorm1d", "ConvBatchNorm2d", "ConvBatchNorm3d"]
 
 conv_batchnorm_forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.conv_batchnorm_forward
+sync_conv_batchnorm_forward: Callable[..., tuple[Tensor, ...]] = torch.ops.my_ops.sync_conv_batchnorm_forward
 
 
 class _ConvBatchNorm(nn.Module):
@@ -59,13 +60,15 @@ class _ConvBatchNorm(nn.Module):
     def of(cls, conv: _ConvNd, norm: _BatchNorm) -> Self:
         """A module of these two, which keep their parameters, buffers and modes; a batch norm of torch's or ours.
 
-        A ``BatchNormAct`` brings its activation along.
+        A ``BatchNormAct`` brings its activation along; with a ``SyncBatchNorm`` (which ``convert_sync_batchnorm`` makes
+        of ``norm``) the statistics are those of the batch of all ranks.
 
         Raises TypeError for other classes (subclasses included, whose behaviour may not be that of a convolution or of
         batch norm) and ValueError for channels that do not go together.
         """
         torchs = cls._norm.__mro__[2]
-        if type(conv) is not cls._conv or type(norm) not in (cls._norm, cls._act, torchs):
+        synchronized = (sync.SyncBatchNorm, sync.SyncBatchNormAct)
+        if type(conv) is not cls._conv or type(norm) not in (cls._norm, cls._act, torchs, *synchronized):
             wanted = f"{cls._conv.__name__} and {cls._norm.__name__}"
             raise TypeError(
                 f"{cls.__name__}.of: expected {wanted}, got {type(conv).__name__} and {type(norm).__name__}"
@@ -83,6 +86,8 @@ class _ConvBatchNorm(nn.Module):
         conv, norm = self.conv, self.norm
         norm._check_input_dim(input)  # type: ignore[no-untyped-call]
         input, padding = _pad(conv, input)
+        if isinstance(norm, sync.SyncBatchNorm) and (group := norm.share(input, conv.out_channels)) is not None:
+            return self._synchronized(input, padding, norm, group)
         untracked = norm.training and not norm.track_running_stats  # as in the batch norm modules
         running_mean = None if untracked else norm.running_mean
         running_var = None if untracked else norm.running_var
@@ -102,9 +107,24 @@ class _ConvBatchNorm(nn.Module):
             norm.momentum,
             norm.eps,
             norm.num_batches_tracked if norm.training and not untracked else None,
-            getattr(norm, "activation", "identity"),
-            getattr(norm, "slope", 0.0),
+            *_activation(norm),
         )[0]
+
+    def _synchronized(
+        self, input: Tensor, padding: Sequence[int], norm: sync.SyncBatchNorm, group: tuple[int, str]
+    ) -> Tensor:
+        conv = self.conv
+        gamma, beta, running_mean, running_var, *factors = norm._parameters_and_statistics()
+        return sync_conv_batchnorm_forward(
+            *(input, conv.weight, conv.bias, gamma, beta, running_mean, running_var),
+            *(conv.stride, padding, conv.dilation, conv.groups, *factors),
+            *_activation(norm),
+            *group,
+        )[0]
+
+
+def _activation(norm: _BatchNorm) -> tuple[str, float]:
+    return getattr(norm, "activation", "identity"), getattr(norm, "slope", 0.0)
 
 
 def _pad(conv: _ConvNd, input: Tensor) -> tuple[Tensor, Sequence[int]]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import modules
+from . import fused, modules
 from .functional import batch_norm
 from .sync import SyncBatchNorm
 
@@ -108,8 +108,15 @@ def freeze_batchnorm(model: _Model) -> _Model:
         ``model`` itself, also when it is a batch norm module itself.
 
     Raises:
-        ValueError: a batch norm without running statistics, which has nothing to be frozen to; nothing is changed then.
+        ValueError: a batch norm without running statistics, which has nothing to be frozen to, or with an activation
+            (``revert_batchnorm`` takes apart what ``convert_batchnorm`` fused); nothing is changed then.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, fused._Act):
+            raise ValueError(
+                f"freeze_batchnorm: expected batch norms without an activation, got {type(module).__name__} in "
+                f"{name or 'the model'}"
+            )
     found = {name: module for name, module in model.named_modules() if type(module) in _FROZEN}
     for name, module in found.items():
         if module.running_mean is None or module.running_var is None:

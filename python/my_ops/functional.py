@@ -18,6 +18,7 @@ SLOPES: Mapping[str, float] = {
     "identity": 0.0,
     "relu": 0.0,
     "leaky_relu": 0.01,
+    "relu6": 0.0,
     "elu": 1.0,
     "silu": 0.0,
     "gelu_tanh": 0.0,
@@ -174,14 +175,14 @@ def batch_norm_act(
 ) -> Tensor:
     """``act(batch_norm(input) + residual)`` in the memory traffic of the batch normalization, forwards and backwards.
 
-    For the backward pass it keeps ``input`` and vectors; with a residual also one bit per value (relu and
-    leaky_relu) or the residual itself (elu, silu and gelu_tanh), never the output.
+    For the backward pass it keeps ``input`` and vectors; with a residual also one bit per value (relu,
+    leaky_relu and relu6) or the residual itself (elu, silu and gelu_tanh), never the output.
 
     Args:
         input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked: as
             :func:`batch_norm`.
-        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"silu"`` or ``"gelu_tanh"`` (the tanh
-            approximation).
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"relu6"``, ``"elu"``, ``"silu"`` or
+            ``"gelu_tanh"`` (the tanh approximation).
         slope: of leaky_relu for negative values, 0.01 by default; alpha of elu, 1 by default. Others have none.
         residual: added before the activation; the input's sizes and dtype.
 

@@ -34,7 +34,7 @@ class _Act(nn.modules.batchnorm._BatchNorm):
         activation: str = "relu",
         slope: float | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if activation not in SLOPES:
             known = list(SLOPES)
             names = f"{', '.join(known[:-1])} or {known[-1]}"

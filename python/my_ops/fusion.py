@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import fused, modules, tracing
+from . import fused, modules, sync, tracing
 
 __all__ = ["activation_module", "fuse_activations", "unfuse_activations"]
 
@@ -27,12 +27,13 @@ class _AnyResidual(nn.Module):
 
     activation: str
     slope: float
+    _plain: ClassVar[type[nn.Module]] = modules._Forward
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
             output: Tensor = super().forward(input, residual)
             return output
-        value = modules._Forward.forward(self, input) + residual  # type: ignore[arg-type]
+        value = self._plain.forward(self, input) + residual
         output = activation_module(self.activation, self.slope)(value)
         return output
 
@@ -49,6 +50,12 @@ class FusedBatchNorm3d(_AnyResidual, fused.BatchNormAct3d):
     """A ``BatchNorm3d`` with the activation that was behind it."""
 
 
+class FusedSyncBatchNorm(_AnyResidual, sync.SyncBatchNormAct):
+    """A ``SyncBatchNorm`` with the activation that was behind it."""
+
+    _plain = sync.SyncBatchNorm
+
+
 class Absorbed(nn.Identity):
     """An activation that the batch norm before it computes."""
 
@@ -60,6 +67,7 @@ _FUSED: Mapping[type[nn.Module] | None, type[nn.Module]] = {
     modules.BatchNorm1d: FusedBatchNorm1d,
     modules.BatchNorm2d: FusedBatchNorm2d,
     modules.BatchNorm3d: FusedBatchNorm3d,
+    sync.SyncBatchNorm: FusedSyncBatchNorm,
 }
 
 _Activation = tuple[str, float]  # name and slope, as BatchNormAct takes them
@@ -67,6 +75,7 @@ _Activation = tuple[str, float]  # name and slope, as BatchNormAct takes them
 _MODULES: Mapping[type[nn.Module] | None, Callable[[Any], _Activation | None]] = {
     nn.ReLU: lambda module: ("relu", 0.0),
     nn.LeakyReLU: lambda module: ("leaky_relu", float(module.negative_slope)),
+    nn.ReLU6: lambda module: ("relu6", 0.0),
     nn.ELU: lambda module: ("elu", float(module.alpha)),
     nn.SiLU: lambda module: ("silu", 0.0),
     nn.GELU: lambda module: ("gelu_tanh", 0.0) if module.approximate == "tanh" else None,
@@ -76,6 +85,7 @@ _MODULES: Mapping[type[nn.Module] | None, Callable[[Any], _Activation | None]] =
 _FUNCTIONS: Mapping[object, tuple[str, str, float]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), ("relu", "", 0.0)),
     **dict.fromkeys((F.leaky_relu, F.leaky_relu_), ("leaky_relu", "negative_slope", 0.01)),
+    F.relu6: ("relu6", "", 0.0),
     **dict.fromkeys((F.elu, F.elu_), ("elu", "alpha", 1.0)),
     F.silu: ("silu", "", 0.0),
     F.gelu: ("gelu_tanh", "", 0.0),
@@ -90,6 +100,7 @@ def activation_module(name: str, slope: float) -> nn.Module:
         "identity": nn.Identity(),
         "relu": nn.ReLU(),
         "leaky_relu": nn.LeakyReLU(slope),
+        "relu6": nn.ReLU6(),
         "elu": nn.ELU(slope),
         "silu": nn.SiLU(),
         "gelu_tanh": nn.GELU(approximate="tanh"),

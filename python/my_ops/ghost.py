@@ -22,7 +22,10 @@ class _Ghost(nn.modules.batchnorm._BatchNorm):
         if parts <= 1:
             return super().forward(input)
         forward = super().forward
-        return torch.cat([forward(part) for part in input.tensor_split(parts)])
+        size, larger = divmod(input.shape[0], parts)
+        sizes = [size + 1] * larger + [size] * (parts - larger)
+        # Not tensor_split, whose gradient is a sum of parts that are padded with zeros to the size of the input.
+        return torch.cat([forward(part) for part in input.split_with_sizes(sizes)])
 
     def extra_repr(self) -> str:
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]

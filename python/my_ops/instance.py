@@ -4,7 +4,14 @@ from torch import Tensor, nn
 
 from .functional import instance_norm
 
-__all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+__all__ = [
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
 
 
 class _Apply(nn.modules.instancenorm._InstanceNorm):
@@ -31,3 +38,21 @@ class InstanceNorm2d(_Apply, nn.InstanceNorm2d):
 
 class InstanceNorm3d(_Apply, nn.InstanceNorm3d):
     """Drop-in for :class:`torch.nn.InstanceNorm3d`: input ``[N, C, D, H, W]`` or ``[C, D, H, W]``, same arguments."""
+
+
+class LazyInstanceNorm1d(_Apply, nn.LazyInstanceNorm1d):
+    """Drop-in for :class:`torch.nn.LazyInstanceNorm1d`: becomes :class:`InstanceNorm1d` at the first input."""
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(_Apply, nn.LazyInstanceNorm2d):
+    """Drop-in for :class:`torch.nn.LazyInstanceNorm2d`: becomes :class:`InstanceNorm2d` at the first input."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(_Apply, nn.LazyInstanceNorm3d):
+    """Drop-in for :class:`torch.nn.LazyInstanceNorm3d`: becomes :class:`InstanceNorm3d` at the first input."""
+
+    cls_to_become = InstanceNorm3d

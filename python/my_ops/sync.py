@@ -5,22 +5,20 @@ each rank tells the others (mean, M2, count) of its part, and one backward, for 
 All ranks merge what they are told in rank order, so that they hold the same bits.
 """
 
-import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import modules
+from . import fused, modules
 
-__all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
-
-_Model = TypeVar("_Model", bound=nn.Module)
+__all__ = ["SyncBatchNorm", "SyncBatchNormAct", "SyncInPlaceBatchNormAct"]
 
 # Bound once: `torch.ops.my_ops` looks its operators up by name.
 _sync_batchnorm_forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.my_ops.sync_batchnorm_forward
+_sync_batchnorm_act_forward_: Callable[..., tuple[Tensor, ...]] = torch.ops.my_ops.sync_batchnorm_act_forward_
 _all_gather: Callable[[Tensor, int, str], Tensor] = torch.ops.my_ops.all_gather
 
 
@@ -68,14 +66,28 @@ class SyncBatchNorm(modules._Forward):
         self.process_group = process_group
 
     def forward(self, input: Tensor) -> Tensor:
-        group = _group(self.process_group) if self.training else None
+        group = self.share(input)
         if group is None:
             return super().forward(input)
+        return _sync_batchnorm_forward(input, *self._parameters_and_statistics(), *group)[0]
+
+    def share(self, input: Tensor, channels: int | None = None) -> tuple[int, str] | None:
+        """Size and name of the group whose ranks share the batch of which ``input`` is a part; None: there is nobody.
+
+        Communicates the first time, and raises what ``forward`` does. ``channels``: of what is normalised, if that is
+        made of ``input`` and has other channels.
+        """
+        group = _group(self.process_group) if self.training else None
+        if group is None:
+            return None
         self._check_input_dim(input)
-        self._agree(input, group.size(), group.group_name)
+        self._agree(input, input.shape[1] if channels is None else channels, group.size(), group.group_name)
+        return group.size(), group.group_name
+
+    def _parameters_and_statistics(self) -> tuple[Any, ...]:
+        """What the operators take between the image and the group."""
         tracks = self.track_running_stats  # else statistics that were set all the same stay as they are
-        return _sync_batchnorm_forward(
-            input,
+        return (
             self.weight,
             self.bias,
             self.running_mean if tracks else None,
@@ -83,17 +95,14 @@ class SyncBatchNorm(modules._Forward):
             self.momentum,
             self.eps,
             self.num_batches_tracked if tracks else None,
-            group.size(),
-            group.group_name,
-        )[0]
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"SyncBatchNorm: expected input of rank 2 or more, got shape {list(input.shape)}")
+            raise ValueError(f"{type(self).__name__}: expected input of rank 2 or more, got shape {list(input.shape)}")
 
-    def _agree(self, input: Tensor, size: int, name: str) -> None:
+    def _agree(self, input: Tensor, channels: int, size: int, name: str) -> None:
         """Messages of different lengths would be garbage, or end the process: the first time all ranks compare."""
-        channels = input.shape[1]
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         if self._agreed != (name, wide) and not torch.compiler.is_compiling():
             own = torch.tensor([channels, wide.itemsize], device=input.device)
@@ -101,17 +110,71 @@ class SyncBatchNorm(modules._Forward):
             if any(each != theirs[0] for each in theirs):
                 got = ", ".join(f"{c} in float{8 * itemsize}" for c, itemsize in theirs)
                 raise RuntimeError(
-                    f"SyncBatchNorm: expected channels and statistics dtype of all ranks alike, got {got}"
+                    f"{type(self).__name__}: expected channels and statistics dtype of all ranks alike, got {got}"
                 )
             self._agreed = (name, wide)
         if channels != self.num_features:
-            raise RuntimeError(
-                f"SyncBatchNorm: expected input of {self.num_features} channels, got shape {list(input.shape)}"
-            )
+            raise RuntimeError(f"{type(self).__name__}: expected input of {self.num_features} channels, got {channels}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies find out for themselves."""
         return {name: value for name, value in self.__dict__.items() if name != "_agreed"}
+
+
+class SyncBatchNormAct(fused._Act, SyncBatchNorm):
+    """``act(batch_norm(input) + residual)`` with the statistics of the batch of all ranks.
+
+    To :class:`BatchNormAct2d` what :class:`SyncBatchNorm` is to :class:`BatchNorm2d`, with no more communication than
+    this; input of any rank. ``forward(input, residual=None)``.
+
+    Args:
+        activation, slope: as in :func:`my_ops.functional.batch_norm_act`. The others are those of
+            :class:`SyncBatchNorm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any | None = None,
+        device: Any | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "relu",
+        slope: float | None = None,
+    ) -> None:
+        arguments = (num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(*arguments, activation=activation, slope=slope)
+        self.process_group = process_group
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        group = self.share(input)
+        if group is None:
+            return super().forward(input, residual)
+        behind = (residual, self.activation, self.slope)
+        return _sync_batchnorm_forward(input, *self._parameters_and_statistics(), *group, *behind)[0]
+
+
+class SyncInPlaceBatchNormAct(fused._InPlace, SyncBatchNormAct):
+    """``act(batch_norm(input))`` written over ``input``, with the statistics of the batch of all ranks.
+
+    To :class:`InPlaceBatchNormAct2d` what :class:`SyncBatchNorm` is to :class:`BatchNorm2d`, with no more communication
+    than this; input of any rank. Arguments are those of :class:`SyncBatchNormAct`, ``activation`` one of
+    :class:`InPlaceBatchNormAct2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        group = self.share(input)
+        if group is None:
+            return super().forward(input)
+        if torch.compiler.is_compiling():  # a compiler plans memory itself
+            return SyncBatchNormAct.forward(self, input)
+        *arguments, counter = self._parameters_and_statistics()
+        _sync_batchnorm_act_forward_(input, *arguments, self.activation, self.slope, counter, *group)
+        return input
 
 
 def _group(group: Any | None) -> Any | None:
@@ -123,43 +186,3 @@ def _group(group: Any | None) -> Any | None:
 
     group = dist.group.WORLD if group is None else group
     return group if dist.get_world_size(group) > 1 else None
-
-
-_CONVERTIBLE = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(modules.BatchNorm1d, modules.BatchNorm2d, modules.BatchNorm3d, SyncBatchNorm),
-)
-
-
-def convert_sync_batchnorm(model: _Model, process_group: Any | None = None) -> _Model:
-    """Makes every batch norm module of ``model``, torch's or ours, a :class:`SyncBatchNorm`, in place.
-
-    As in :func:`my_ops.convert_batchnorm` a module stays the same object and only changes its class: parameters
-    (frozen or not), buffers, hooks, training flag, device, dtype and name stay. ``nn.SyncBatchNorm`` is converted too,
-    and keeps its process group unless one is given.
-
-    Args:
-        process_group: whose ranks share a batch; None: the default group. All ranks must create it, as
-            ``torch.distributed.new_group`` demands.
-
-    Returns:
-        ``model`` itself, also when it is a batch norm module itself.
-
-    Raises:
-        ValueError: a lazy batch norm, whose number of channels is not known yet.
-
-    Warns:
-        of subclasses of torch's modules, which are left alone: their behaviour may not be that of batch norm.
-    """
-    for module in model.modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            continue
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise ValueError(f"convert_sync_batchnorm: expected modules that know their channels, got {module}")
-        if type(module) not in _CONVERTIBLE:
-            warnings.warn(f"convert_sync_batchnorm: left {type(module).__qualname__} alone", stacklevel=2)
-            continue
-        own_group = getattr(module, "process_group", None)
-        module.__class__ = SyncBatchNorm
-        cast(SyncBatchNorm, module).process_group = own_group if process_group is None else process_group
-    return model

@@ -294,7 +294,7 @@ def _map_act_forward(info: _Info, dims: _Dims, *args: Any) -> _Mapped:
 
 
 def _writes_bits(residual: Tensor | None, activation: str) -> bool:
-    return residual is not None and activation in ("relu", "leaky_relu")
+    return residual is not None and activation in ("relu", "leaky_relu", "relu6")
 
 
 def _map_act_apply(info: _Info, dims: _Dims, *args: Any) -> _Mapped:

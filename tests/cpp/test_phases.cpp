@@ -26,10 +26,12 @@ struct InstructionSet {
 
 std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> sets = {{"default", kernels_default}};
-#if defined(__x86_64__)
+#if defined(MY_OPS_WITH_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     sets.push_back({"avx2", kernels_avx2});
   }
+#endif
+#if defined(MY_OPS_WITH_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     sets.push_back({"avx512", kernels_avx512});

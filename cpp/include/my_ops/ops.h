@@ -103,12 +103,13 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out);
 
-/// batchnorm_apply where mean, invstd and the total `count` [1] are those of a batch that is spread over the
+/// batchnorm_act_apply where mean, invstd and the total `count` [1] are those of a batch that is spread over the
 /// `group_size` processes of the torch.distributed group `group_name`: its gradient takes in the other processes'
-/// parts.
+/// parts. Returns the output; without residual and activation it is that of batchnorm_apply.
 Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
-                            std::string group_name);
+                            std::string group_name, const OptionalTensor& residual = std::nullopt,
+                            std::string_view activation = "identity", double slope = 0);
 
 /// [R, ...]: the parts [...] of all R = `group_size` processes, in the order of the ranks.
 Tensor all_gather(const Tensor& part, int64_t group_size, std::string group_name);
@@ -129,9 +130,10 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          OutputMask output_mask = {true, true, true});
 
 /// (output, save_mean, save_invstd, mask): output = act(batchnorm(input) + residual), in the passes of batch norm.
-/// activation: identity, relu, leaky_relu (slope: its factor), elu (slope: its alpha), silu or gelu_tanh.
-/// residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether it is
-/// positive, for relu and leaky_relu with a residual; else empty. The rest is as in batchnorm_forward.
+/// activation: identity, relu, leaky_relu (slope: its factor), relu6, elu (slope: its alpha), silu or gelu_tanh.
+/// residual: of the input's shape and dtype. mask: uint8, a bit per value in memory order that tells whether
+/// it is positive (and less than 6 for relu6), for relu, leaky_relu and relu6 with a residual; else empty. The rest is
+/// as in batchnorm_forward.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
@@ -139,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     const OptionalTensor& num_batches_tracked);
 
 /// The gradients of input, residual, gamma and beta of batchnorm_act_forward; undefined where output_mask is false. Of
-/// relu and leaky_relu behind a residual the mask is needed instead of the residual.
+/// relu, leaky_relu and relu6 behind a residual the mask is needed instead of the residual.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
@@ -166,8 +168,8 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
                                                         std::string_view activation, double slope, const Tensor& sum_dy,
                                                         const Tensor& sum_dy_xhat, const Tensor& count);
 
-/// Convolution, then batch norm, then an activation (identity, relu, leaky_relu, elu, silu or gelu_tanh; slope as in
-/// batchnorm_act_forward), as one operator, which keeps nothing between them for the backward pass.
+/// Convolution, then batch norm, then an activation (identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh; slope
+/// as in batchnorm_act_forward), as one operator, which keeps nothing between them for the backward pass.
 ///
 /// input [N, C_in, ...] with one to three spatial dimensions, weight [C_out, C_in / groups, ...], bias [C_out], all of
 /// one dtype; stride, padding and dilation with a number per spatial dimension. The rest is as in batchnorm_forward, of
@@ -203,6 +205,42 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
     const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
     bool training, std::string_view activation, double slope, OutputMask output_mask);
+
+/// batchnorm_act_forward_ from given statistics: kept and kept_input. Has no derivatives.
+std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                                double slope);
+
+/// input - mean, computed back from the output of batchnorm_act_apply_ and what it returned, in the output's dtype. Has
+/// no derivatives.
+Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+                             const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                             const Tensor& invstd, std::string_view activation, double slope);
+
+/// batchnorm_act_forward_ in training, of a batch that is spread over the `group_size` processes of the
+/// torch.distributed group `group_name`. Returns mean, invstd and the total count [1] of the whole batch, and kept and
+/// kept_input of this part.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sync_batchnorm_act_forward_(
+    Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, std::optional<double> momentum, double eps, std::string_view activation,
+    double slope, const OptionalTensor& num_batches_tracked, int64_t group_size, std::string group_name);
+
+/// conv_batchnorm_forward in training, of a batch that is spread over the `group_size` processes of the
+/// torch.distributed group `group_name`. Returns the output of this part, and mean, invstd and the total count [1] of
+/// the whole batch.
+std::tuple<Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_forward(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& gamma,
+    const OptionalTensor& beta, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked, std::string_view activation,
+    double slope, int64_t group_size, std::string group_name);
+
+/// The gradients of sync_conv_batchnorm_forward: of input the whole one, of the parameters this part's.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sync_conv_batchnorm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd,
+    const Tensor& count, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    std::string_view activation, double slope, int64_t group_size, std::string group_name, ConvOutputMask output_mask);
 
 }  // namespace my_ops::ops
 #pragma GCC visibility pop

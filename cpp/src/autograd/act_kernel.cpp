@@ -53,7 +53,7 @@ struct Unfused {
     x = in_dtype(a.input, dtype);
     gamma = wide(a.gamma);
     const Tensor dy = in_dtype(a.grad_output, dtype);
-    if (a.mask && a.mask->sym_numel() != 0 && plan::needs_only_sign(a.activation)) {
+    if (a.mask && a.mask->sym_numel() != 0 && plan::needs_only_bit(a.activation)) {
       dz = masked_backward(dy, *a.mask, a.input, a.activation, a.slope);
       return;
     }
@@ -129,7 +129,7 @@ void save_arguments(N& node, const Tensor& input, const OptionalTensor& residual
   node.constants.activation = activation;
   node.constants.slope = slope;
   node.save(N::kInput, input);
-  if (!plan::needs_only_sign(activation) && activation != Activation::identity) node.save(N::kResidual, residual);
+  if (!plan::needs_only_bit(activation) && activation != Activation::identity) node.save(N::kResidual, residual);
   node.save(N::kGamma, gamma);
   node.save(N::kBeta, beta);
   if (beta) node.constants.beta_dtype = beta->scalar_type();
@@ -154,7 +154,7 @@ Four batchnorm_act_forward(const Tensor& input, const OptionalTensor& residual, 
                            std::string_view activation, double slope, const OptionalTensor& num_batches_tracked) {
   const char* op = "batchnorm_act_forward";
   const auto named = plan::activation_named(op, activation);
-  plan::check_not_differentiable(op, running_mean, running_var);
+  plan::check_running_statistics(op, running_mean, running_var, training, num_batches_tracked);
   PointerTo<ActForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, residual, gamma, beta)) {
     node = make_node<ActForwardNode>(input, residual, gamma, beta);

@@ -26,9 +26,10 @@ Tensor gate_derivative(const Tensor& z, double linear, double cubic) {
   return at::sigmoid(v) * (z_slope * at::sigmoid(-v) + 1);
 }
 
-Tensor select(const Tensor& positive, const Tensor& dy, Activation activation, double slope) {
-  const Tensor other = activation == Activation::relu ? at::zeros_like(dy) : dy * slope;
-  return at::where(positive, dy, other);
+/// dy where the derivative is 1.
+Tensor select(const Tensor& inside, const Tensor& dy, Activation activation, double slope) {
+  const Tensor other = activation == Activation::leaky_relu ? dy * slope : at::zeros_like(dy);
+  return at::where(inside, dy, other);
 }
 
 }  // namespace
@@ -41,6 +42,8 @@ Tensor activation_backward(const Tensor& dy, const Tensor& z, Activation activat
     case Activation::relu:
     case Activation::leaky_relu:
       return select(z > 0, dy, activation, slope);
+    case Activation::relu6:
+      return select((z > 0).logical_and(z < 6), dy, activation, slope);
     case Activation::elu:
       return at::where(z > 0, dy, dy * (at::exp(at::clamp_max(z, 0)) * slope));
     case Activation::silu:
@@ -59,8 +62,8 @@ Tensor masked_backward(const Tensor& dy, const Tensor& mask, const Tensor& input
     sizes.push_back(sizes[1]);
     sizes.erase(sizes.begin() + 1);
   }
-  const Tensor positive = bits.slice_symint(0, 0, input.sym_numel()).view_symint(sizes).to(at::kBool);
-  return select(contiguous ? positive : positive.movedim(-1, 1), dy, activation, slope);
+  const Tensor inside = bits.slice_symint(0, 0, input.sym_numel()).view_symint(sizes).to(at::kBool);
+  return select(contiguous ? inside : inside.movedim(-1, 1), dy, activation, slope);
 }
 
 }  // namespace my_ops::autograd

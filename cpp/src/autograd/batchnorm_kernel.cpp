@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
                                                      const OptionalTensor& running_var, bool training,
                                                      std::optional<double> momentum, double eps,
                                                      const OptionalTensor& num_batches_tracked) {
-  plan::check_not_differentiable("batchnorm_forward", running_mean, running_var);
+  plan::check_running_statistics("batchnorm_forward", running_mean, running_var, training, num_batches_tracked);
   PointerTo<ForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<ForwardNode>(input, gamma, beta);

@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, con
                                                         const OptionalTensor& beta, const OptionalTensor& running_mean,
                                                         const OptionalTensor& running_var, double momentum,
                                                         double eps) {
-  plan::check_not_differentiable("instancenorm_forward", running_mean, running_var);
+  plan::check_running_statistics("instancenorm_forward", running_mean, running_var, true, std::nullopt);
   PointerTo<InstanceForwardNode> node;
   if (torch::autograd::compute_requires_grad(input, gamma, beta)) {
     node = make_node<InstanceForwardNode>(input, gamma, beta);

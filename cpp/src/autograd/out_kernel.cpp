@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "my_ops/ops.h"
+#include "plan/checks.h"
 
 namespace my_ops::autograd {
 namespace {
@@ -25,6 +26,10 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
     const OptionalTensor& num_batches_tracked, Tensor& output, Tensor& save_mean, Tensor& save_invstd) {
   refuse_derivatives("batchnorm_forward", input, gamma, beta, running_mean, running_var, output, save_mean,
                      save_invstd);
+  plan::check_running_statistics("batchnorm_forward", running_mean, running_var, training, num_batches_tracked);
+  plan::check_written("batchnorm_forward", "output", output);
+  plan::check_written("batchnorm_forward", "save_mean", save_mean);
+  plan::check_written("batchnorm_forward", "save_invstd", save_invstd);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     ops::batchnorm_forward_out(input, gamma, beta, running_mean, running_var, training, momentum, eps,
@@ -46,12 +51,16 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_
                                                              Tensor& grad_gamma, Tensor& grad_beta) {
   refuse_derivatives("batchnorm_backward", grad_output, input, gamma, save_mean, save_invstd, grad_input, grad_gamma,
                      grad_beta);
+  const Tensor* const gradients[] = {&grad_input, &grad_gamma, &grad_beta};
+  const char* const names[] = {"grad_input", "grad_gamma", "grad_beta"};
+  for (size_t i = 0; i < output_mask.size(); ++i) {
+    if (output_mask[i]) plan::check_written("batchnorm_backward", names[i], *gradients[i]);
+  }
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     ops::batchnorm_backward_out(grad_output, input, gamma, save_mean, save_invstd, training, output_mask, grad_input,
                                 grad_gamma, grad_beta);
   }
-  const Tensor* const gradients[] = {&grad_input, &grad_gamma, &grad_beta};
   for (size_t i = 0; i < output_mask.size(); ++i) {
     if (output_mask[i]) torch::autograd::increment_version(*gradients[i]);
   }
@@ -61,6 +70,7 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_
 Tensor& batchnorm_apply_out(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const Tensor& mean, const Tensor& invstd, Tensor& out) {
   refuse_derivatives("batchnorm_apply", input, gamma, beta, mean, invstd, out);
+  plan::check_written("batchnorm_apply", "out", out);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     ops::batchnorm_apply_out(input, gamma, beta, mean, invstd, out);
@@ -73,6 +83,7 @@ Tensor& batchnorm_backward_apply_out(const Tensor& grad_output, const Tensor& in
                                      const Tensor& mean, const Tensor& invstd, const Tensor& sum_dy,
                                      const Tensor& sum_dy_xhat, const Tensor& count, Tensor& out) {
   refuse_derivatives("batchnorm_backward_apply", grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, out);
+  plan::check_written("batchnorm_backward_apply", "out", out);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     ops::batchnorm_backward_apply_out(grad_output, input, gamma, mean, invstd, sum_dy, sum_dy_xhat, count, out);

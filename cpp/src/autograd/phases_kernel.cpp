@@ -185,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
                                                           const OptionalTensor& running_var,
                                                           std::optional<double> momentum, double eps,
                                                           const OptionalTensor& num_batches_tracked) {
-  plan::check_not_differentiable("batchnorm_gather_stats", running_mean, running_var);
+  plan::check_running_statistics("batchnorm_gather_stats", running_mean, running_var, true, num_batches_tracked);
   PointerTo<GatherStatsNode> node;
   if (torch::autograd::compute_requires_grad(mean, m2)) {
     node = make_node<GatherStatsNode>(mean, m2);

@@ -1,5 +1,4 @@
 // Derivatives of synchronized batch norm. They communicate too: every rank of the group has to take part in them.
-#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -10,7 +9,9 @@
 #include "autograd/node.h"
 #include "autograd/tangents.h"
 #include "my_ops/ops.h"
+#include "plan/checks.h"
 #include "sync/collectives.h"
+#include "sync/phases.h"
 
 namespace my_ops::autograd {
 namespace {
@@ -79,81 +80,75 @@ Tensor reduce_scatter(const Tensor& parts, int64_t group_size, std::string group
   return sum;
 }
 
-/// The sums of all ranks, [2*C] of [C] and [C]; the time between construction and total() is the messages'.
-class SumOverRanks {
+/// output = act(z), z = batchnorm(input) + residual, where mean and invstd are those of the batch of all ranks; so the
+/// gradient of input is the whole one, and mean and invstd get none from here.
+class SyncApplyNode : public SavingNode<SyncApplyNode, 8> {
  public:
-  SumOverRanks(const Tensor& first, const Tensor& second, const Group& group) : dtype_(first.scalar_type()) {
-    const Tensor part = at::cat({first, second});
-    if (c10::GradMode::is_enabled() || any_tangent(part)) {
-      parts_ = ops::all_gather(part, group.size, group.name);  // with derivatives
-    } else {
-      pending_ = sync::start_all_gather(part, group);
-    }
-  }
-
-  /// In float64 and in an order that depends on R alone, so that every rank has the same bits.
-  std::tuple<Tensor, Tensor> total() {
-    if (pending_) parts_ = pending_->wait();
-    const Tensor sums = parts_.sum(/*dim=*/0, /*keepdim=*/false, at::kDouble).to(dtype_);
-    const auto channels = sums.sym_size(0) / 2;
-    return {sums.narrow_symint(0, 0, channels), sums.narrow_symint(0, channels, channels)};
-  }
-
- private:
-  at::ScalarType dtype_;
-  std::optional<sync::Pending> pending_;
-  Tensor parts_;
-};
-
-/// y = (x - mean) * invstd * gamma + beta, where mean and invstd are those of the batch of all ranks.
-///
-/// The gradient of x is the whole one, what flows through the statistics of all ranks included; so mean and invstd get
-/// none from here. Gradients of gamma and beta are those of this rank's part of the batch.
-class SyncApplyNode : public SavingNode<SyncApplyNode, 5> {
- public:
-  enum Saved { kInput, kGamma, kMean, kInvstd, kCount };
+  enum Saved { kInput, kGamma, kBeta, kMean, kInvstd, kCount, kResidual, kMask };
   std::string name() const override { return "MyOpsSyncBatchnormApplyBackward"; }
 
   variable_list apply(variable_list&& grads) override {
     const Tensor input = saved(kInput);
     const OptionalTensor gamma = saved_optional(kGamma);
+    const OptionalTensor beta = saved_optional(kBeta);
+    const OptionalTensor residual = saved_optional(kResidual);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
+    const Tensor count = saved(kCount);
+    const sync::Act act{plan::name_of(constants.activation), constants.slope};
     const Tensor dy = grads[0].defined() ? grads[0] : at::zeros_like(input);  // the other ranks wait for an answer
-    const auto [sum_dy, sum_dy_xhat] = ops::batchnorm_backward_reduce(dy, input, mean, invstd);
-    std::optional<SumOverRanks> sums;
-    if (wants(0)) sums.emplace(sum_dy, sum_dy_xhat, constants.group);
-    variable_list out(5);
-    out[1] = if_wanted(1, sum_dy_xhat, gamma ? gamma->scalar_type() : mean.scalar_type());
-    out[2] = if_wanted(2, sum_dy, constants.beta_dtype);
-    if (sums) {
-      const auto [total_dy, total_dy_xhat] = sums->total();
-      out[0] = ops::batchnorm_backward_apply(dy, input, gamma, mean, invstd, total_dy, total_dy_xhat, saved(kCount));
-    }
-    return out;
+    const auto [dx, dresidual, dgamma, dbeta] =
+        sync::Part{input, residual, gamma, beta, mean, invstd, count, act}.gradients(
+            dy, saved_optional(kMask), constants.group, {wants(0), wants(5), wants(1), wants(2)}, constants.beta_dtype);
+    return {dx, dgamma, dbeta, Tensor(), Tensor(), dresidual};
   }
 };
 
+/// z' of the arguments' tangents.
+Term tangent_of_z(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                  const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd) {
+  const Normalized in({}, primal_of(input), primal_of(gamma), primal_of(mean), primal_of(invstd));
+  const Tangents t = tangents_of({}, input, gamma, mean, invstd);
+  return apply_tangent(in, t, in_dtype(tangent_of(beta), mean.scalar_type())) +
+         Term(in_dtype(tangent_of(residual), mean.scalar_type()));
+}
+
 Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const Tensor& mean, const Tensor& invstd, const Tensor& count, int64_t group_size,
-                            std::string group_name) {
-  Tensor output = [&] {
+                            std::string group_name, const OptionalTensor& residual, std::string_view activation,
+                            double slope) {
+  const auto named = plan::activation_named("sync_batchnorm_apply", activation);
+  const bool is_identity = named == plan::Activation::identity;
+  auto [output, mask] = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return ops::batchnorm_apply(input, gamma, beta, mean, invstd);
+    return sync::Part{input, residual, gamma, beta, mean, invstd, count, {activation, slope}}.apply();
   }();
-  if (torch::autograd::compute_requires_grad(input, gamma, beta, mean, invstd)) {
-    const auto node = make_node<SyncApplyNode>(input, gamma, beta, mean, invstd);
-    const OptionalTensor saved[] = {input, gamma, mean, invstd, count};
+  if (torch::autograd::compute_requires_grad(input, gamma, beta, mean, invstd, residual)) {
+    const auto node = make_node<SyncApplyNode>(input, gamma, beta, mean, invstd, residual);
+    const bool from_z = !is_identity;
+    const bool from_residual = from_z && !plan::needs_only_bit(named);
+    const OptionalTensor none;
+    const OptionalTensor saved[] = {
+        input, gamma, from_z ? beta : none, mean, invstd, count, from_residual ? residual : none, mask};
     for (size_t i = 0; i < std::size(saved); ++i) node->save(i, saved[i]);
     if (beta) node->constants.beta_dtype = beta->scalar_type();
     node->constants.group = {group_size, group_name};
+    node->constants.activation = named;
+    node->constants.slope = slope;
     torch::autograd::set_history(output, node);
   }
-  if (any_tangent(input, gamma, beta, mean, invstd)) {
-    const Normalized in({}, primal_of(input), primal_of(gamma), primal_of(mean), primal_of(invstd));
-    const Tangents t = tangents_of({}, input, gamma, mean, invstd);
-    set_tangent(output, apply_tangent(in, t, in_dtype(tangent_of(beta), mean.scalar_type())));
+  if (!any_tangent(input, gamma, beta, mean, invstd, residual)) return output;
+  const Term z = tangent_of_z(input, residual, gamma, beta, mean, invstd);
+  if (is_identity || z.is_zero()) {
+    set_tangent(output, z);
+    return output;
   }
+  // output' = act'(z)*z' is what the backward pass makes of z' as a gradient, on its way to the residual.
+  const Tensor as_gradient = in_dtype(z.tensor(), input.scalar_type()).expand_symint(input.sym_sizes());
+  const auto backward = ops::batchnorm_act_backward(
+      as_gradient, primal_of(input), primal_of(residual), mask, primal_of(gamma), primal_of(beta), primal_of(mean),
+      primal_of(invstd), /*training=*/false, activation, slope, {false, true, false, false});
+  set_tangent(output, std::get<1>(backward));
   return output;
 }
 

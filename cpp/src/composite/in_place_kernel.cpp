@@ -1,9 +1,8 @@
-// The backward pass of batch normalization and activation over the input, for every device: what is before it in the
-// graph is computed back from the output, and goes into plain batch normalization's backward pass.
+// The backward pass of batch normalization and activation over the input, for devices without one of their own: the
+// input is computed back from the output, and goes into plain batch normalization's backward pass. What `kept` holds is
+// not checked, since that would wait for the device.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/elu_backward.h>
 #include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -13,6 +12,7 @@
 
 #include "my_ops/ops.h"
 #include "plan/checks.h"
+#include "plan/invertible.h"
 #include "plan/problem.h"
 
 namespace my_ops {
@@ -52,18 +52,6 @@ Tensor centered_input(const Tensor& y, const Tensor& kept, const Tensor& kept_in
   return centered;
 }
 
-/// dz = dy * act'(z), from y: computed back, z could have the other sign where it is nearly 0.
-Tensor gradient_of_z(const Tensor& dy, const Tensor& y, Activation activation, double slope) {
-  switch (activation) {
-    case Activation::leaky_relu:
-      return at::leaky_relu_backward(dy, y, slope, /*self_is_result=*/true);
-    case Activation::elu:
-      return at::elu_backward(dy, slope, /*scale=*/1, /*input_scale=*/1, /*is_result=*/true, y);
-    default:
-      return dy;
-  }
-}
-
 /// Plain batch normalization's backward pass of dz over x - mean, whose mean is 0.
 std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
     const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
@@ -74,14 +62,23 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
                                        named, slope);
   const Tensor x =
       centered_input(plan::dense(output), kept, kept_input, gamma, beta, save_mean, save_invstd, named, slope);
-  return ops::batchnorm_backward(gradient_of_z(grad_output, output, named, slope), x, gamma, at::zeros_like(save_mean),
-                                 save_invstd, training, output_mask);
+  const Tensor dz = plan::gradient_from_output(grad_output, output, named, slope);
+  return ops::batchnorm_backward(dz, x, gamma, at::zeros_like(save_mean), save_invstd, training, output_mask);
+}
+
+Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+                             const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                             const Tensor& invstd, std::string_view activation, double slope) {
+  const auto named = plan::activation_named("batchnorm_act_recover", activation);
+  plan::check_act_recover(output, kept, kept_input, gamma, beta, mean, invstd, named, slope);
+  return centered_input(plan::dense(output), kept, kept_input, gamma, beta, mean, invstd, named, slope);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(my_ops, CompositeExplicitAutograd, m) {
   m.impl("batchnorm_act_backward_from_output", &batchnorm_act_backward_from_output);
+  m.impl("batchnorm_act_recover", &batchnorm_act_recover);
 }
 
 }  // namespace my_ops

@@ -43,7 +43,7 @@ struct Act {
 
 /// The mask of a forward pass: all zeros, or empty.
 Tensor empty_mask(const Tensor& x, const Act& act) {
-  const bool masked = act.residual.defined() && plan::needs_only_sign(act.activation);
+  const bool masked = act.residual.defined() && plan::needs_only_bit(act.activation);
   Tensor mask = at::detail::empty_cpu({masked ? (x.numel() + 7) / 8 : 0}, at::kByte);
   return mask.zero_();
 }
@@ -69,7 +69,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
     Epilogue<T> epilogue = act.epilogue<T>();
     if (mask.numel() > 0) epilogue.written = write<uint8_t>(mask);
     forward_passes<T>(x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked},
-                      act_map<T>(x, output, scratch.coefficients(), epilogue));
+                      act_map<T>(x, output, scratch.coefficients(), epilogue))
+        .finish();
   });
   return {output, save_mean, save_invstd, mask};
 }
@@ -116,7 +117,7 @@ struct BackwardArguments {
         mean(mean),
         invstd(invstd) {
     dy = plan::dense_like(grad_output, x);
-    if (mask && mask->numel() > 0 && plan::needs_only_sign(activation)) act.mask = mask->contiguous();
+    if (mask && mask->numel() > 0 && plan::needs_only_bit(activation)) act.mask = mask->contiguous();
   }
 
   /// Whether dz needs more than dy and x: then it is written by the first pass, for the second.

@@ -19,11 +19,12 @@ using ops::OptionalTensor;
 using ops::OutputMask;
 using plan::Shape;
 
-/// All of a forward pass over a dense x: output laid out as x, dense save_mean and save_invstd.
+/// All of a forward pass over a dense x: output laid out as x, dense save_mean and save_invstd. deliver() does with the
+/// results what may still fail; then the running statistics move.
+template <class Deliver>
 void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
-             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-             std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
-             const Tensor& output, const Tensor& save_mean, const Tensor& save_invstd) {
+             const StatisticsArguments& statistics, double eps, const Tensor& output, const Tensor& save_mean,
+             const Tensor& save_invstd, Deliver deliver) {
   visit_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const Shape shape = plan::shape_of(x);
@@ -31,9 +32,11 @@ void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor&
     T* out = write<T>(output);
     const bool stream = streams(output);
     ForwardScratch<Accumulator<T>> scratch(x.size(1), gamma, beta, save_mean, save_invstd, eps);
-    forward_passes<T>(
-        x, scratch, {running_mean, running_var, training, momentum, num_batches_tracked},
-        [&](const Region& region) { kernels_of<T>().apply(in, out, shape, region, scratch.coefficients(), stream); });
+    auto running = forward_passes<T>(x, scratch, statistics, [&](const Region& region) {
+      kernels_of<T>().apply(in, out, shape, region, scratch.coefficients(), stream);
+    });
+    deliver();
+    running.finish();
   });
 }
 
@@ -47,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_forward(const Tensor& input, const 
   Tensor output = empty_image(x);
   Tensor save_mean = empty_statistic(x);
   Tensor save_invstd = empty_statistic(x);
-  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, output, save_mean,
-          save_invstd);
+  forward(x, gamma, beta, {running_mean, running_var, training, momentum, num_batches_tracked}, eps, output, save_mean,
+          save_invstd, [] {});
   return {output, save_mean, save_invstd};
 }
 
@@ -66,10 +69,13 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
   const Tensor y = plan::image_to_fill(output, x);
   const Tensor mean = statistic_to_fill(save_mean, save_mean.scalar_type());
   const Tensor invstd = statistic_to_fill(save_invstd, save_invstd.scalar_type());
-  forward(x, gamma, beta, running_mean, running_var, training, momentum, eps, num_batches_tracked, y, mean, invstd);
-  plan::deliver(y, output);
-  plan::deliver(mean, save_mean);
-  plan::deliver(invstd, save_invstd);
+  const bool delivers = !(y.is_same(output) && mean.is_same(save_mean) && invstd.is_same(save_invstd));
+  forward(x, gamma, beta, {running_mean, running_var, training, momentum, num_batches_tracked, /*staged=*/delivers},
+          eps, y, mean, invstd, [&] {
+            plan::deliver(y, output);
+            plan::deliver(mean, save_mean);
+            plan::deliver(invstd, save_invstd);
+          });
   return {output, save_mean, save_invstd};
 }
 

@@ -10,12 +10,15 @@ namespace my_ops::cpu {
 namespace {
 
 Capability of_machine() {
-#if defined(__x86_64__)
+#if defined(MY_OPS_WITH_AVX2)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (!avx2) return Capability::base;
+#if defined(MY_OPS_WITH_AVX512)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) return Capability::avx512;
-  if (avx2) return Capability::avx2;
+  if (avx512) return Capability::avx512;
+#endif
+  return Capability::avx2;
 #endif
   return Capability::base;
 }
@@ -48,17 +51,18 @@ const char* name(Capability capability) {
 }
 
 const KernelTable& kernel_table() {
-#if defined(__x86_64__)
   switch (capability()) {
+#if defined(MY_OPS_WITH_AVX512)
     case Capability::avx512:
       return kernels_avx512();
+#endif
+#if defined(MY_OPS_WITH_AVX2)
     case Capability::avx2:
       return kernels_avx2();
-    default:
-      break;
-  }
 #endif
-  return kernels_default();
+    default:
+      return kernels_default();
+  }
 }
 
 }  // namespace my_ops::cpu

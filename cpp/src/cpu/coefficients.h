@@ -102,13 +102,20 @@ class ZCoefficients {
   Scratch<A> scale_;
 };
 
-/// The running statistics of a training step: each optional, and the counter that momentum = None divides by.
+/// The running statistics of a training step: each optional, and the counter that momentum = None divides by. By
+/// default there are none, and finish() does nothing.
 template <class A>
 class RunningStatistics {
  public:
+  RunningStatistics() : RunningStatistics({}, {}, {}, {}) {}
+
+  /// `staged`: for operators that may still fail after the pass; nothing is written before finish().
   RunningStatistics(const std::optional<at::Tensor>& mean, const std::optional<at::Tensor>& var,
-                    std::optional<double> momentum, const std::optional<at::Tensor>& num_batches_tracked)
-      : mean_(mean), var_(var), counter_(num_batches_tracked ? write<int64_t>(*num_batches_tracked) : nullptr) {
+                    std::optional<double> momentum, const std::optional<at::Tensor>& num_batches_tracked,
+                    bool staged = false)
+      : mean_(mean, staged),
+        var_(var, staged),
+        counter_(num_batches_tracked ? write<int64_t>(*num_batches_tracked) : nullptr) {
     momentum_ = momentum ? *momentum : (counter_ ? 1.0 / static_cast<double>(*counter_ + 1) : 0.0);
   }
 

@@ -4,9 +4,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/full.h>
+#include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Half.h>
 
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "cpu/capability.h"
@@ -80,35 +83,51 @@ class ChannelVector {
   at::Tensor tensor_;
 };
 
-/// A vector [C] to write in the accumulation type, or none; write_back() rounds it into the tensor if that has another
-/// type.
+/// A vector [C] to write in the accumulation type, or none: the tensor's own memory if it fits and is not to be staged,
+/// else a copy that write_back() rounds into the tensor. That takes no memory, so it cannot fail: state changes as a
+/// whole or not at all.
 template <class A>
 class WritableChannelVector {
  public:
-  explicit WritableChannelVector(const std::optional<at::Tensor>& tensor) {
+  explicit WritableChannelVector(const std::optional<at::Tensor>& tensor, bool staged = false) {
     if (!tensor) return;
     target_ = *tensor;
-    staged_ =
-        fits<A>(target_) ? target_ : target_.to(dtype_of<A>(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+    memory_ = target_.mutable_data_ptr();
+    const bool direct = fits<A>(target_) && !staged;
+    staged_ = direct ? target_ : target_.to(dtype_of<A>(), /*non_blocking=*/false, /*copy=*/true).contiguous();
   }
 
   A* data() const { return staged_.defined() ? write<A>(staged_) : nullptr; }
 
-  void write_back() {
-    if (staged_.defined() && !staged_.is_same(target_)) target_.copy_(staged_);
+  void write_back() const {
+    if (!staged_.defined() || staged_.is_same(target_)) return;
+    switch (target_.scalar_type()) {
+      case at::kBFloat16:
+        return round_into<c10::BFloat16>();
+      case at::kHalf:
+        return round_into<c10::Half>();
+      default:
+        return round_into<A>();
+    }
   }
 
  private:
+  template <class T>
+  void round_into() const {
+    const A* values = read<A>(staged_);
+    const int64_t stride = target_.stride(0);
+    for (int64_t c = 0; c < staged_.size(0); ++c) static_cast<T*>(memory_)[c * stride] = static_cast<T>(values[c]);
+  }
+
   at::Tensor target_;
   at::Tensor staged_;
+  void* memory_ = nullptr;  // of the target
 };
 
 // Results are made directly: a trip through the dispatcher for each costs more than a tiny normalization.
 
-/// Uninitialised, with the sizes, strides and dtype of a dense tensor.
-inline at::Tensor empty_image(const at::Tensor& like) {
-  return at::detail::empty_strided_cpu(like.sizes(), like.strides(), like.scalar_type());
-}
+/// Uninitialised, with the sizes, strides and dtype of a dense tensor; in huge pages where it is large.
+at::Tensor empty_image(const at::Tensor& like);
 
 /// Uninitialised, [C], of the accumulation dtype of `input`.
 inline at::Tensor empty_statistic(const at::Tensor& input) {
@@ -129,7 +148,9 @@ bool streams(const at::Tensor& output);
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t size) : memory_(new A[size]) {}
+  explicit Scratch(int64_t size) : memory_(new (std::nothrow) A[size]) {
+    TORCH_CHECK(memory_, "my_ops: expected ", size * sizeof(A), " bytes of memory for the length of a call, got none");
+  }
   operator A*() { return memory_.get(); }
 
  private:

@@ -14,6 +14,7 @@ struct StatisticsArguments {
   bool training;
   std::optional<double> momentum;
   const std::optional<at::Tensor>& num_batches_tracked;
+  bool staged = false;  // RunningStatistics says what for
 
   bool of_batch(const at::Tensor& x) const { return training && x.numel() > 0; }
 };
@@ -26,13 +27,13 @@ void map_everywhere(const at::Tensor& x, Map map) {
               [&](const Region& region, int64_t) { map(region); });
 }
 
-/// Mean, invstd and coefficients of the batch, and the running statistics. schedule(partition, reduce, finish) runs the
-/// pass over x.
+/// Mean, invstd and coefficients of the batch, and the running statistics, to be finished. schedule(partition, reduce,
+/// finish) runs the pass over x.
 template <class T, class Schedule, class A = Accumulator<T>>
-void batch_statistics(const at::Tensor& x, ForwardScratch<A>& scratch, const StatisticsArguments& arguments,
-                      Schedule schedule) {
+RunningStatistics<A> batch_statistics(const at::Tensor& x, ForwardScratch<A>& scratch,
+                                      const StatisticsArguments& arguments, Schedule schedule) {
   RunningStatistics<A> running(arguments.running_mean, arguments.running_var, arguments.momentum,
-                               arguments.num_batches_tracked);
+                               arguments.num_batches_tracked, arguments.staged);
   running.join(scratch.channels());
   const plan::Shape shape = plan::shape_of(x);
   const Partition part = plan::reduction_partition(shape, sizeof(T));
@@ -46,7 +47,7 @@ void batch_statistics(const at::Tensor& x, ForwardScratch<A>& scratch, const Sta
         partials.merge_moments(c0, c1);
         kernels.finish_forward(scratch.channels(), c0, c1, partials.first(0), partials.second(0), part.values);
       });
-  running.finish();
+  return running;
 }
 
 /// Mean, invstd and coefficients from the running statistics; those of no values are mean 0 and variance 0.
@@ -58,29 +59,32 @@ void given_statistics(const at::Tensor& x, ForwardScratch<A>& scratch, const Sta
   kernels_of<T>().finish_given(scratch.channels(), 0, channels, mean.data(), var.data());
 }
 
-/// Statistics and coefficients, then map(region) everywhere: of a batch, group by group while that is in the cache.
+/// Statistics and coefficients, then map(region) everywhere: of a batch, group by group while that is in the cache. The
+/// running statistics are to be finished.
 template <class T, class Map, class A = Accumulator<T>>
-void forward_passes(const at::Tensor& x, ForwardScratch<A>& scratch, const StatisticsArguments& arguments, Map map) {
+[[nodiscard]] RunningStatistics<A> forward_passes(const at::Tensor& x, ForwardScratch<A>& scratch,
+                                                  const StatisticsArguments& arguments, Map map) {
   if (arguments.of_batch(x)) {
-    batch_statistics<T>(x, scratch, arguments, [&](const Partition& part, auto reduce_region, auto finish) {
+    return batch_statistics<T>(x, scratch, arguments, [&](const Partition& part, auto reduce_region, auto finish) {
       reduce_and_map(part, reduce_region, finish, map);
     });
-  } else {
-    given_statistics<T>(x, scratch, arguments);
-    map_everywhere<T>(x, map);
   }
+  given_statistics<T>(x, scratch, arguments);
+  map_everywhere<T>(x, map);
+  return {};
 }
 
 /// Statistics and coefficients alone.
 template <class T, class A = Accumulator<T>>
-void forward_statistics(const at::Tensor& x, ForwardScratch<A>& scratch, const StatisticsArguments& arguments) {
+[[nodiscard]] RunningStatistics<A> forward_statistics(const at::Tensor& x, ForwardScratch<A>& scratch,
+                                                      const StatisticsArguments& arguments) {
   if (arguments.of_batch(x)) {
-    batch_statistics<T>(x, scratch, arguments, [&](const Partition& part, auto reduce_region, auto finish) {
+    return batch_statistics<T>(x, scratch, arguments, [&](const Partition& part, auto reduce_region, auto finish) {
       reduce(part, reduce_region, finish);
     });
-  } else {
-    given_statistics<T>(x, scratch, arguments);
   }
+  given_statistics<T>(x, scratch, arguments);
+  return {};
 }
 
 }  // namespace my_ops::cpu

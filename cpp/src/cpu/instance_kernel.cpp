@@ -36,13 +36,14 @@ void add_images(double* results, int64_t images, int64_t channels) {
 
 /// running <- (1 - momentum) * running + momentum * total * share
 template <class A>
-void update(const OptionalTensor& running, const double* total, double share, double momentum) {
-  if (!running) return;
-  WritableChannelVector<A> vector(running);
-  for (int64_t c = 0; c < running->size(0); ++c) {
-    vector.data()[c] = static_cast<A>(math::update_running<double>(vector.data()[c], total[c] * share, momentum));
+void update(const WritableChannelVector<A>& running, const double* total, double share, double momentum,
+            int64_t channels) {
+  A* values = running.data();
+  if (!values) return;
+  for (int64_t c = 0; c < channels; ++c) {
+    values[c] = static_cast<A>(math::update_running<double>(values[c], total[c] * share, momentum));
   }
-  vector.write_back();
+  running.write_back();
 }
 
 Tensor empty_matrix(const Tensor& x) {
@@ -98,12 +99,14 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, con
     const Partition part = plan::instance_partition(plan::instance_shape_of(x), sizeof(T));
     ForwardScratch<A> scratch(channels, gamma, beta, save_mean, save_invstd, eps, images);
     Partials partials(part);
+    const WritableChannelVector<A> mean(running_mean);
+    const WritableChannelVector<A> var(running_var);
     forward_passes<T>(x, output, part, scratch, partials);
     if (!running_mean && !running_var) return;
     for (double* results : {partials.first(0), partials.second(0)}) add_images(results, images, channels);
     const auto share = 1.0 / static_cast<double>(images);
-    update<A>(running_mean, partials.first(0), share, momentum);
-    update<A>(running_var, partials.second(0), share / static_cast<double>(part.values - 1), momentum);
+    update(mean, partials.first(0), share, momentum, channels);
+    update(var, partials.second(0), share / static_cast<double>(part.values - 1), momentum, channels);
   });
   return {output, save_mean, save_invstd};
 }

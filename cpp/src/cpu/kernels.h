@@ -61,7 +61,7 @@ struct Epilogue {
   Accumulator<T> slope;
   const T* residual = nullptr;       // laid out as x, or null
   uint8_t* written = nullptr;        // forward, out: the mask, which starts as zeros; or null
-  const uint8_t* mask = nullptr;     // backward, for relu and leaky_relu: instead of z and the residual; or null
+  const uint8_t* mask = nullptr;     // backward, for relu, leaky_relu and relu6: instead of z and the residual; or null
   AffineOfZ<Accumulator<T>> z = {};  // backward
   T* dz = nullptr;                   // backward_reduce, out; or null
 };

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
@@ -92,6 +93,8 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   for (int64_t part = 0; part < counts.size(0); ++part) {
     const int64_t values = read<int64_t>(counts)[part];
     TORCH_CHECK(values >= 0, "batchnorm_gather_stats: expected count of 0 or more in each part, got ", values);
+    TORCH_CHECK(values <= std::numeric_limits<int64_t>::max() - total,
+                "batchnorm_gather_stats: expected count of less than 2^63 in all parts, got more");
     total += values;
   }
   TORCH_CHECK_VALUE(total != 1,
@@ -101,6 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
   const int64_t channels = means.size(1);
   Tensor out_mean = empty_statistic(means);
   Tensor out_invstd = empty_statistic(means);
+  const Tensor total_count = count_of(total, mean);
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
     Scratch<double> merged(2 * channels);
@@ -115,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_gather_stats(const Tensor& mean, co
     if (updates) running.finish();
   };
   mean.scalar_type() == at::kDouble ? run(double{}) : run(float{});
-  return {out_mean, out_invstd, count_of(total, mean)};
+  return {out_mean, out_invstd, total_count};
 }
 
 /// One pass over a dense x; output laid out as x.

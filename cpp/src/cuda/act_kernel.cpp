@@ -22,7 +22,7 @@ using ops::OptionalTensor;
 using plan::Activation;
 
 bool is_masked(const OptionalTensor& residual, Activation activation) {
-  return residual && plan::needs_only_sign(activation);
+  return residual && plan::needs_only_bit(activation);
 }
 
 /// The mask of a forward pass, as its kernels expect it: without elements if there is none. Bits are joined to words of
@@ -113,7 +113,7 @@ struct BackwardArguments {
                     const Tensor& mean, const Tensor& invstd, Activation activation, double slope)
       : x(plan::dense(input)), dy(plan::dense_like(grad_output, x)), epilogue{activation, slope} {
     if (activation != Activation::identity) residual = dense_residual(residual_, x);
-    if (mask_ && mask_->numel() > 0 && plan::needs_only_sign(activation)) mask = mask_->contiguous();
+    if (mask_ && mask_->numel() > 0 && plan::needs_only_bit(activation)) mask = mask_->contiguous();
     if (residual.defined()) epilogue.residual = residual.const_data_ptr();
     if (mask.defined()) epilogue.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     epilogue.beta = vector(beta);

@@ -57,7 +57,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
   return {save_mean, save_invstd, kept, kept_input};
 }
 
+/// The same from given statistics.
+std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                                double slope) {
+  const auto named = plan::activation_named("batchnorm_act_apply_", activation);
+  plan::check_act_apply_in_place(input, gamma, beta, mean, invstd, named, slope);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor x = plan::dense(input);
+  const Tensor kept = plan::channels_to_keep(x, gamma, beta, mean, invstd, named, slope);
+  const Tensor kept_input = x.index_select(1, kept);
+  if (x.numel() > 0) {
+    const LaunchPlan plan = plan_forward(problem_of(x, {}), /*training=*/false);
+    const Apply pass{x.const_data_ptr(),       x.mutable_data_ptr(), {vector(gamma), vector(beta)}, vector(mean),
+                     vector(invstd),
+                     /*spread_is_invstd=*/true};
+    C10_CUDA_CHECK(act_apply(launch_of(x, plan), pass, Epilogue{named, slope}));
+  }
+  if (!x.is_same(input)) input.copy_(x);
+  return {kept, kept_input};
+}
+
 }  // namespace
 }  // namespace my_ops::cuda
 
-TORCH_LIBRARY_IMPL(my_ops, CUDA, m) { m.impl("batchnorm_act_forward_", &my_ops::cuda::batchnorm_act_forward_); }
+TORCH_LIBRARY_IMPL(my_ops, CUDA, m) {
+  m.impl("batchnorm_act_forward_", &my_ops::cuda::batchnorm_act_forward_);
+  m.impl("batchnorm_act_apply_", &my_ops::cuda::batchnorm_act_apply_);
+}

@@ -42,13 +42,41 @@ struct Select {
   MY_OPS_HOST_DEVICE V forward(V z) const {
     return z > V{} ? z : at_least(A(0) - limit, z) * slope;
   }
+  /// Positive where the derivative is 1; elsewhere the gradient is outside(dy).
   template <class V>
-  MY_OPS_HOST_DEVICE V negative_backward(V dy) const {
+  MY_OPS_HOST_DEVICE V inside(V z) const {
+    return z;
+  }
+  template <class V>
+  MY_OPS_HOST_DEVICE V outside(V dy) const {
     return at_most(limit, at_least(A(0) - limit, dy)) * slope;
   }
   template <class V>
   MY_OPS_HOST_DEVICE V backward(V dy, V z) const {
-    return z > V{} ? dy : negative_backward(dy);
+    return z > V{} ? dy : outside(dy);
+  }
+};
+
+/// relu6: z between 0 and 6, and there is its derivative 1.
+template <class A>
+struct Clamp {
+  template <class V>
+  MY_OPS_HOST_DEVICE V forward(V z) const {
+    return at_most(A(6), at_least(A(0), z));
+  }
+  /// The distance to the nearer bound; exact near both.
+  template <class V>
+  MY_OPS_HOST_DEVICE V inside(V z) const {
+    const V below = A(6) - z;
+    return below < z ? below : z;
+  }
+  template <class V>
+  MY_OPS_HOST_DEVICE V outside(V) const {
+    return V{};
+  }
+  template <class V>
+  MY_OPS_HOST_DEVICE V backward(V dy, V z) const {
+    return inside(z) > V{} ? dy : V{};
   }
 };
 

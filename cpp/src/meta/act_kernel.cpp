@@ -14,7 +14,7 @@ using ops::OptionalTensor;
 
 /// A bit per element, for those whose gradient needs no more.
 Tensor mask_of(const Tensor& input, const OptionalTensor& residual, plan::Activation activation) {
-  const bool masked = residual && plan::needs_only_sign(activation);
+  const bool masked = residual && plan::needs_only_bit(activation);
   return at::empty_symint({masked ? (input.sym_numel() + 7) / 8 : c10::SymInt(0)}, input.options().dtype(at::kByte));
 }
 
@@ -73,6 +73,12 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
 }
 
 /// Which channels would be kept, only data can tell: none.
+std::tuple<Tensor, Tensor> kept_of(const Tensor& input) {
+  auto sizes = input.sym_sizes().vec();
+  sizes[1] = 0;
+  return {at::empty({0}, input.options().dtype(at::kLong)), at::empty_symint(sizes, input.options())};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
     Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
@@ -80,10 +86,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
   const auto act = plan::activation_named("batchnorm_act_forward_", activation);
   plan::check_act_forward_in_place(input, gamma, beta, running_mean, running_var, training, momentum, eps, act, slope,
                                    num_batches_tracked);
-  auto sizes = input.sym_sizes().vec();
-  sizes[1] = 0;
-  return {meta::statistic(input), meta::statistic(input), at::empty({0}, input.options().dtype(at::kLong)),
-          at::empty_symint(sizes, input.options())};
+  auto [kept, kept_input] = kept_of(input);
+  return {meta::statistic(input), meta::statistic(input), kept, kept_input};
+}
+
+std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,
+                                                double slope) {
+  const auto act = plan::activation_named("batchnorm_act_apply_", activation);
+  plan::check_act_apply_in_place(input, gamma, beta, mean, invstd, act, slope);
+  return kept_of(input);
+}
+
+Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input,
+                             const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& mean,
+                             const Tensor& invstd, std::string_view activation, double slope) {
+  const auto act = plan::activation_named("batchnorm_act_recover", activation);
+  plan::check_act_recover(output, kept, kept_input, gamma, beta, mean, invstd, act, slope);
+  return meta::image_like(output);
 }
 
 std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
@@ -106,6 +126,8 @@ TORCH_LIBRARY_IMPL(my_ops, Meta, m) {
   m.impl("batchnorm_act_backward", &batchnorm_act_backward);
   m.impl("batchnorm_act_forward_", &batchnorm_act_forward_);
   m.impl("batchnorm_act_backward_from_output", &batchnorm_act_backward_from_output);
+  m.impl("batchnorm_act_apply_", &batchnorm_act_apply_);
+  m.impl("batchnorm_act_recover", &batchnorm_act_recover);
   m.impl("batchnorm_act_apply", &batchnorm_act_apply);
   m.impl("batchnorm_act_backward_reduce", &batchnorm_act_backward_reduce);
   m.impl("batchnorm_act_backward_apply", &batchnorm_act_backward_apply);

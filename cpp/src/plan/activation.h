@@ -6,11 +6,11 @@
 namespace my_ops::plan {
 
 /// `slope` is the one parameter that an activation may have: that of leaky_relu for z <= 0, and alpha of elu.
-enum class Activation : int32_t { identity, relu, leaky_relu, elu, silu, gelu_tanh };
+enum class Activation : int32_t { identity, relu, leaky_relu, relu6, elu, silu, gelu_tanh };
 
-/// Whether act(z) is piecewise linear: of z, its derivative needs only the sign.
-static inline bool needs_only_sign(Activation activation) {
-  return activation == Activation::relu || activation == Activation::leaky_relu;
+/// Whether act(z) is piecewise linear with a kink: its derivative needs a bit of each z, whether act'(z) = 1.
+static inline bool needs_only_bit(Activation activation) {
+  return activation == Activation::relu || activation == Activation::leaky_relu || activation == Activation::relu6;
 }
 
 }  // namespace my_ops::plan

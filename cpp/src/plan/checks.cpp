@@ -1,6 +1,7 @@
 #include "plan/checks.h"
 
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
@@ -28,7 +29,7 @@ struct Argument {
 const Tensor kNone;
 
 /// Of the activations, in the order of the enumeration.
-constexpr std::string_view kNames[] = {"identity", "relu", "leaky_relu", "elu", "silu", "gelu_tanh"};
+constexpr std::string_view kNames[] = {"identity", "relu", "leaky_relu", "relu6", "elu", "silu", "gelu_tanh"};
 
 const Tensor& or_none(const OptionalTensor& tensor) { return tensor ? *tensor : kNone; }
 
@@ -222,6 +223,11 @@ class Checker {
   void strided(Argument a) const {
     TORCH_CHECK(a.tensor.layout() == at::kStrided, op_, ": expected ", a.name, " to be a strided tensor, got ",
                 a.tensor.layout());
+    if (!has_memory(a.tensor)) return;
+    const auto size = a.tensor.element_size();
+    const auto beyond = reinterpret_cast<uintptr_t>(a.tensor.const_data_ptr()) % size;
+    TORCH_CHECK(beyond == 0, op_, ": expected ", a.name, " at a multiple of ", size, " bytes, got an address ", beyond,
+                " beyond one");
   }
 
   void channels(Argument a) const {
@@ -234,8 +240,11 @@ class Checker {
                 ", got ", dtype_name(a.tensor.scalar_type()));
   }
 
+  /// Wrappers, as composite operators see them, have storage without memory.
   static bool has_memory(const Tensor& tensor) {
-    return !tensor.is_meta() && tensor.has_storage() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+    const auto* tensor_impl = tensor.unsafeGetTensorImpl();
+    return !tensor.is_meta() && tensor.has_storage() && !tensor_impl->has_symbolic_sizes_strides() &&
+           !tensor_impl->is_python_dispatch() && !tensor.key_set().has(c10::DispatchKey::Functionalize);
   }
 
   void disjoint(Argument a, Argument b) const {
@@ -287,6 +296,16 @@ void invertible(const char* op, Activation activation, double slope) {
                     name_of(activation), " with slope ", slope);
 }
 
+/// The input is written, and has memory of its own for each value.
+void input_memory(const char* op, const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                  const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+  const Checker check(op, {"input", input});
+  check.result_memory({{"input", input}}, {{"gamma", or_none(gamma)},
+                                           {"beta", or_none(beta)},
+                                           {"running_mean", or_none(running_mean)},
+                                           {"running_var", or_none(running_var)}});
+}
+
 /// What the backward operators with an activation have in common, but for the names of the statistics.
 Checker act_backward_arguments(const char* op, const Tensor& grad_output, const Tensor& input,
                                const OptionalTensor& residual, const OptionalTensor& mask, const OptionalTensor& gamma,
@@ -296,8 +315,10 @@ Checker act_backward_arguments(const char* op, const Tensor& grad_output, const 
   check.like_input({"grad_output", grad_output});
   if (residual) check.like_input({"residual", *residual});
   check.mask(mask);
-  TORCH_CHECK(!residual || mask || !needs_only_sign(activation), op,
-              ": expected mask instead of residual for relu and leaky_relu, got None");
+  const bool masked = mask && mask->sym_size(0) == (input.sym_numel() + 7) / 8;
+  TORCH_CHECK(!residual || masked || !needs_only_bit(activation), op,
+              ": expected mask instead of residual for relu, leaky_relu and relu6, got ",
+              mask ? "an empty one" : "None");
   check.parameter("gamma", gamma);
   check.parameter("beta", beta);
   return check;
@@ -315,7 +336,8 @@ void check_forward(const Tensor& input, const OptionalTensor& gamma, const Optio
 Activation activation_named(const char* op, std::string_view name) {
   const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
   if (found != std::end(kNames)) return static_cast<Activation>(found - std::begin(kNames));
-  TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, elu, silu or gelu_tanh, got ", name);
+  TORCH_CHECK_VALUE(false, op, ": expected activation identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh, got ",
+                    name);
 }
 
 std::string_view name_of(Activation activation) { return kNames[static_cast<size_t>(activation)]; }
@@ -442,11 +464,46 @@ void check_act_forward_in_place(const Tensor& input, const OptionalTensor& gamma
   invertible(op, activation, slope);
   forward_arguments(op, input, std::nullopt, gamma, beta, running_mean, running_var, training, momentum, eps,
                     num_batches_tracked);
+  input_memory(op, input, gamma, beta, running_mean, running_var);
+}
+
+void check_sync_act_forward_in_place(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                     const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                     std::optional<double> momentum, double eps, Activation activation, double slope,
+                                     const OptionalTensor& num_batches_tracked, int64_t group_size) {
+  const char* op = "sync_batchnorm_act_forward_";
+  invertible(op, activation, slope);
+  check_sync_forward(op, input, std::nullopt, gamma, beta, running_mean, running_var, momentum, eps,
+                     num_batches_tracked, group_size);
+  input_memory(op, input, gamma, beta, running_mean, running_var);
+}
+
+void check_act_apply_in_place(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const Tensor& mean, const Tensor& invstd, Activation activation, double slope) {
+  const char* op = "batchnorm_act_apply_";
+  invertible(op, activation, slope);
   const Checker check(op, {"input", input});
-  check.result_memory({{"input", input}}, {{"gamma", or_none(gamma)},
-                                           {"beta", or_none(beta)},
-                                           {"running_mean", or_none(running_mean)},
-                                           {"running_var", or_none(running_var)}});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+  check.result_memory({{"input", input}},
+                      {{"gamma", or_none(gamma)}, {"beta", or_none(beta)}, {"mean", mean}, {"invstd", invstd}});
+}
+
+void check_act_recover(const Tensor& output, const Tensor& kept, const Tensor& kept_input, const OptionalTensor& gamma,
+                       const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd, Activation activation,
+                       double slope) {
+  const char* op = "batchnorm_act_recover";
+  invertible(op, activation, slope);
+  const Checker check(op, {"output", output});
+  check.rank_and_dtype();
+  check.parameter("gamma", gamma);
+  check.parameter("beta", beta);
+  check.statistic({"mean", mean});
+  check.statistic({"invstd", invstd});
+  check.kept({"kept", kept}, {"kept_input", kept_input});
 }
 
 void check_act_backward_from_output(const Tensor& grad_output, const Tensor& output, const Tensor& kept,
@@ -465,13 +522,13 @@ void check_act_backward_from_output(const Tensor& grad_output, const Tensor& out
   check.kept({"kept", kept}, {"kept_input", kept_input});
 }
 
-void check_sync_forward(const Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
-                        int64_t group_size) {
-  const char* op = "sync_batchnorm_forward";
+void check_sync_forward(const char* op, const Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked, int64_t group_size) {
   const Checker check(op, {"input", input});
   check.rank_and_dtype();
+  if (residual) check.like_input({"residual", *residual});
   check.parameter("gamma", gamma);
   check.parameter("beta", beta);
   check.parameter("running_mean", running_mean);
@@ -479,6 +536,9 @@ void check_sync_forward(const Tensor& input, const OptionalTensor& gamma, const 
   check.counter(num_batches_tracked);
   check.eps_of_batch(eps);
   check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  check.own_memory(
+      {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
+      {{"gamma", &gamma}, {"beta", &beta}});
   TORCH_CHECK(group_size > 0, op, ": expected group_size > 0, got ", group_size);
 }
 
@@ -570,7 +630,13 @@ void check_backward_apply_out(const Tensor& grad_output, const Tensor& input, co
                                        {"count", count}});
 }
 
-void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+void check_written(const char* op, const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK(!tensor || !tensor->is_inference() || c10::InferenceMode::is_enabled(), op, ": expected ", name,
+              " to be a normal tensor outside of inference mode, got an inference tensor");
+}
+
+void check_running_statistics(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                              bool training, const OptionalTensor& num_batches_tracked) {
   const auto check = [op](const char* name, const OptionalTensor& tensor) {
     if (!tensor) return;
     TORCH_CHECK(!c10::GradMode::is_enabled() || !tensor->requires_grad(), op, ": expected ", name,
@@ -579,6 +645,10 @@ void check_not_differentiable(const char* op, const OptionalTensor& running_mean
   };
   check("running_mean", running_mean);
   check("running_var", running_var);
+  if (!training) return;
+  check_written(op, "running_mean", running_mean);
+  check_written(op, "running_var", running_var);
+  check_written(op, "num_batches_tracked", num_batches_tracked);
 }
 
 }  // namespace my_ops::plan

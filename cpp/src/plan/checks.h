@@ -40,10 +40,10 @@ void check_backward_apply(const at::Tensor& grad_output, const at::Tensor& input
                           const at::Tensor& sum_dy_xhat, const at::Tensor& count);
 
 /// That there is more than one value per channel is known once all ranks have answered.
-void check_sync_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        std::optional<double> momentum, double eps, const OptionalTensor& num_batches_tracked,
-                        int64_t group_size);
+void check_sync_forward(const char* op, const at::Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked, int64_t group_size);
 
 void check_instance_forward(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, double eps);
@@ -85,6 +85,19 @@ void check_act_forward_in_place(const at::Tensor& input, const OptionalTensor& g
                                 std::optional<double> momentum, double eps, Activation activation, double slope,
                                 const OptionalTensor& num_batches_tracked);
 
+/// As it and check_sync_forward do.
+void check_sync_act_forward_in_place(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                     const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                     std::optional<double> momentum, double eps, Activation activation, double slope,
+                                     const OptionalTensor& num_batches_tracked, int64_t group_size);
+
+void check_act_apply_in_place(const at::Tensor& input, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const at::Tensor& mean, const at::Tensor& invstd, Activation activation, double slope);
+
+void check_act_recover(const at::Tensor& output, const at::Tensor& kept, const at::Tensor& kept_input,
+                       const OptionalTensor& gamma, const OptionalTensor& beta, const at::Tensor& mean,
+                       const at::Tensor& invstd, Activation activation, double slope);
+
 void check_act_backward_from_output(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& kept,
                                     const at::Tensor& kept_input, const OptionalTensor& gamma,
                                     const OptionalTensor& beta, const at::Tensor& save_mean,
@@ -110,7 +123,12 @@ void check_backward_apply_out(const at::Tensor& grad_output, const at::Tensor& i
                               const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& sum_dy,
                               const at::Tensor& sum_dy_xhat, const at::Tensor& count, const at::Tensor& out);
 
-/// Running statistics are state: written by the kernel, unknown to autograd in reverse and in forward mode.
-void check_not_differentiable(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var);
+/// Outside of inference mode torch refuses changes of inference tensors, but only once they have happened.
+void check_written(const char* op, const char* name, const OptionalTensor& tensor);
+
+/// Running statistics are state: written by the kernel when training, unknown to autograd in reverse and in forward
+/// mode.
+void check_running_statistics(const char* op, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                              bool training, const OptionalTensor& num_batches_tracked);
 
 }  // namespace my_ops::plan

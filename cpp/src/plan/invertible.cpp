@@ -3,7 +3,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/amin.h>
+#include <ATen/ops/elu_backward.h>
 #include <ATen/ops/exp.h>
+#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros_like.h>
@@ -66,6 +68,17 @@ Tensor channels_to_keep(const Tensor& x, const std::optional<Tensor>& gamma_, co
     error = error + at::exp(-least_z(x, gamma, beta, mean, invstd)) * precision.unit;
   }
   return (error / gamma.abs() <= precision.allowed).logical_not().nonzero().squeeze(1);
+}
+
+Tensor gradient_from_output(const Tensor& dy, const Tensor& y, Activation activation, double slope) {
+  switch (activation) {
+    case Activation::leaky_relu:
+      return at::leaky_relu_backward(dy, y, slope, /*self_is_result=*/true);
+    case Activation::elu:
+      return at::elu_backward(dy, slope, /*scale=*/1, /*input_scale=*/1, /*is_result=*/true, y);
+    default:
+      return dy;
+  }
 }
 
 }  // namespace my_ops::plan

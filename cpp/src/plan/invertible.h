@@ -1,4 +1,5 @@
-// In-place batch normalization with an activation keeps the output alone: which channels can be computed back from it.
+// In-place batch normalization with an activation keeps the output alone: which channels can be computed back from it,
+// and the gradient before the activation.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,5 +28,8 @@ bool is_invertible(Activation activation, double slope);
 at::Tensor channels_to_keep(const at::Tensor& x, const std::optional<at::Tensor>& gamma,
                             const std::optional<at::Tensor>& beta, const at::Tensor& mean, const at::Tensor& invstd,
                             Activation activation, double slope);
+
+/// dz = dy * act'(z) from y = act(z): computed back, z could have the other sign where it is nearly 0.
+at::Tensor gradient_from_output(const at::Tensor& dy, const at::Tensor& y, Activation activation, double slope);
 
 }  // namespace my_ops::plan

@@ -84,13 +84,13 @@ constexpr int64_t kStretches = E::kLight ? plan::kSideBySide : 1;
 template <class T, class Full, class E>
 constexpr int64_t kStretchesOf = E::kLight ? kTogether<T, Full> : 1;
 
-/// select(z).
-template <class T>
+/// A piecewise linear act(z).
+template <class T, class Act>
 struct Selected {
   static constexpr bool kFromZ = true;
   static constexpr bool kLight = true;
 
-  math::Select<Accumulator<T>> act;
+  Act act;
   T* dz;
 
   template <class Lanes>
@@ -107,13 +107,13 @@ struct Selected {
   }
 };
 
-/// select(z + residual). Its gradient needs a bit per value, z > 0, neither z nor the residual.
-template <class T>
+/// A piecewise linear act(z + residual). Its gradient needs a bit per value, neither z nor the residual.
+template <class T, class Act>
 struct Masked {
   static constexpr bool kFromZ = false;
   static constexpr bool kLight = true;
 
-  math::Select<Accumulator<T>> act;
+  Act act;
   const T* residual;
   uint8_t* written;  // or null
   const uint8_t* mask;
@@ -122,7 +122,10 @@ struct Masked {
   template <class Lanes>
   MY_OPS_INLINE Pack<T> output(Pack<T> z, int64_t i, Lanes lanes) const {
     z += load(residual + i, lanes, Pack<T>{});
-    if (written) write_bits<T>(written, i, lanes, positive_values<T>(z));
+    if (written) {
+      const Pack<T> inside = each_vector([&](auto v) { return act.inside(v); }, z);
+      write_bits<T>(written, i, lanes, positive_values<T>(inside));
+    }
     return each_vector([&](auto v) { return act.forward(v); }, z);
   }
   template <class Z, class Lanes>
@@ -131,10 +134,10 @@ struct Masked {
     const uint32_t bits = read_bits<T>(mask, i, lanes);
     if constexpr (std::is_same_v<Pack<T>, Pair>) {
       constexpr int step = kLaneStep<T>;
-      return {choose<A, 0, step>(bits, dy.first, act.negative_backward(dy.first)),
-              choose<A, kSecondLane<T>, step>(bits, dy.second, act.negative_backward(dy.second))};
+      return {choose<A, 0, step>(bits, dy.first, act.outside(dy.first)),
+              choose<A, kSecondLane<T>, step>(bits, dy.second, act.outside(dy.second))};
     } else {
-      return choose<A>(bits, dy, act.negative_backward(dy));
+      return choose<A>(bits, dy, act.outside(dy));
     }
   }
   template <class Lanes>
@@ -197,26 +200,32 @@ template <class T, class Use>
 MY_OPS_INLINE void with_activation(const Epilogue<T>& k, Use use) {
   using A = Accumulator<T>;
   using Gate = math::Gate<A, VectorMath>;
+  const auto linear = [&](auto act) { use(Selected<T, decltype(act)>{act, k.dz}); };
   const auto smooth = [&](auto act) { use(Activated<T, decltype(act)>{act, k.residual, k.dz}); };
   switch (k.activation) {
+    case plan::Activation::relu6:
+      return linear(math::Clamp<A>{});
     case plan::Activation::elu:
       return smooth(math::Elu<A, VectorMath>{k.slope});
     case plan::Activation::silu:
     case plan::Activation::gelu_tanh:
       return smooth(k.activation == plan::Activation::silu ? Gate::silu() : Gate::gelu_tanh());
     default:
-      return use(Selected<T>{math::Select<A>(slope_of(k)), k.dz});
+      return linear(math::Select<A>(slope_of(k)));
   }
 }
 
 /// The same, and what joins a residual or reads a mask.
 template <class T, class Use>
 MY_OPS_INLINE void with_epilogue(const Epilogue<T>& k, Use use) {
-  const bool selects = k.activation <= plan::Activation::leaky_relu;
-  if (selects && (k.residual || k.mask)) {
-    use(Masked<T>{math::Select<Accumulator<T>>(slope_of(k)), k.residual, k.written, k.mask, k.dz});
-  } else {
+  using A = Accumulator<T>;
+  const auto masked = [&](auto act) { use(Masked<T, decltype(act)>{act, k.residual, k.written, k.mask, k.dz}); };
+  if (k.activation > plan::Activation::relu6 || !(k.residual || k.mask)) {
     with_activation(k, use);
+  } else if (k.activation == plan::Activation::relu6) {
+    masked(math::Clamp<A>{});
+  } else {
+    masked(math::Select<A>(slope_of(k)));
   }
 }
 
