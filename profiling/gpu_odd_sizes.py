@@ -46,13 +46,12 @@ def _activated(
     name: str, x: Tensor, dy: Tensor, residual: Tensor | None, gamma: Tensor, beta: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Results of act(batchnorm(x) + residual) and exact ones."""
-    leaves = [None if t is None else t.double().requires_grad_() for t in (x, residual, gamma, beta)]
-    exact_x, exact_residual, *affine = leaves
-    z = F.batch_norm(exact_x, None, None, *affine, training=True, eps=EPS)
-    z = z if exact_residual is None else z + exact_residual
+    exact_x, *affine = (t.double().requires_grad_() for t in (x, gamma, beta))
+    added = [] if residual is None else [residual.double().requires_grad_()]
+    z = sum(added, F.batch_norm(exact_x, None, None, affine[0], affine[1], training=True, eps=EPS))
     exact = getattr(F, name)(z)
     dy = dy.masked_fill(z.abs() < 1e-4, 0.0)  # where the derivative of relu may be that of either side
-    gradients = torch.autograd.grad(exact, [t for t in leaves if t is not None], dy.double())
+    gradients = torch.autograd.grad(exact, [exact_x, *added, *affine], dy.double())
 
     output, mean, invstd, mask = ops.batchnorm_act_forward(x, residual, gamma, beta, None, None, True, 0.1, EPS, name)
     saved = (x, None if name == "relu" else residual, mask, gamma, beta, mean, invstd)
