@@ -8,11 +8,11 @@ namespace my_ops::cuda {
 
 template <class T>
 Activated<T> activated(const Epilogue& a, const Tiling& tiling) {
-  const auto is = [&a](plan::Activation activation) { return a.activation == activation; };
-  const bool to_zero = is(plan::Activation::relu) || is(plan::Activation::relu6);
+  const bool identity = a.activation == plan::Activation::identity;
+  const bool stops = a.activation == plan::Activation::relu || a.activation == plan::Activation::relu6;
   Activated<T> epilogue{};
   epilogue.activation = a.activation;
-  epilogue.slope = static_cast<Accumulator<T>>(is(plan::Activation::identity) ? 1 : to_zero ? 0 : a.slope);
+  epilogue.slope = static_cast<Accumulator<T>>(identity ? 1 : stops ? 0 : a.slope);
   epilogue.residual = static_cast<const T*>(a.residual);
   epilogue.mask = a.mask;
   epilogue.written = a.written;

@@ -50,15 +50,6 @@ struct DeviceMath {
   }
 };
 
-/// Bit i: z[i] > 0.
-template <int V, class A>
-__device__ uint32_t positive(const A (&z)[V]) {
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < V; ++i) bits |= (z[i] > A(0) ? 1u : 0u) << i;
-  return bits;
-}
-
 /// Writes the bits of a vector, bit `element` % 8 and up of byte `element` / 8. If so said, the lanes whose vectors
 /// share a byte are neighbours and all here, and one of them writes it; else bits are joined to zeros.
 template <int V>
@@ -95,9 +86,9 @@ struct Activated {
   };
 
   plan::Activation activation;
-  A slope;  // where the bit of a piecewise linear one is not set; alpha of elu
+  A slope;  // where the piecewise linear ones have not slope 1; alpha of elu
   const T* residual;
-  const uint8_t* mask;  // backward: whether act'(z) = 1, which is all that is asked of z
+  const uint8_t* mask;  // backward: where act'(z) = 1, which is all that is asked of z
   uint8_t* written;     // forward: the same
   bool by_bytes;
   Vector gamma;
@@ -120,13 +111,7 @@ struct Activated {
 #pragma unroll
       for (int i = 0; i < V; ++i) z[i] += value<A>(more.residual, i);
     }
-    if (written != nullptr) {
-      const bool bounded = activation == plan::Activation::relu6;
-      A inside[V];
-#pragma unroll
-      for (int i = 0; i < V; ++i) inside[i] = bounded ? math::Clamp<A>{}.inside(z[i]) : z[i];
-      write_bits<V>(written, positive(inside), by_bytes, element);
-    }
+    if (written != nullptr) write_bits<V>(written, bits_of(z), by_bytes, element);
     with_activation([&](const auto& act) {
 #pragma unroll
       for (int i = 0; i < V; ++i) z[i] = act.forward(z[i]);
@@ -164,6 +149,16 @@ struct Activated {
   __device__ bool replaces() const { return replaced; }
 
  private:
+  /// Bit i: act'(z[i]) = 1, of a piecewise linear one.
+  template <int V>
+  __device__ __forceinline__ uint32_t bits_of(const A (&z)[V]) const {
+    const bool clamps = activation == plan::Activation::relu6;
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < V; ++i) bits |= ((clamps ? math::Clamp<A>{}.inside(z[i]) : z[i]) > A(0) ? 1u : 0u) << i;
+    return bits;
+  }
+
   template <class Use>
   __device__ __forceinline__ void with_activation(Use use) const {
     using Gate = math::Gate<A, DeviceMath>;

@@ -65,18 +65,15 @@ std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTen
   plan::check_act_apply_in_place(input, gamma, beta, mean, invstd, named, slope);
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = plan::dense(input);
-  Tensor kept = plan::channels_to_keep(x, gamma, beta, mean, invstd, named, slope);
-  Tensor kept_input = x.index_select(1, kept);
-  if (x.numel() == 0) return {kept, kept_input};
-  const LaunchPlan plan = plan_forward(problem_of(x, {}), /*training=*/false);
-  C10_CUDA_CHECK(act_apply(launch_of(x, plan),
-                           {x.const_data_ptr(),
-                            x.mutable_data_ptr(),
-                            {vector(gamma), vector(beta)},
-                            vector(mean),
-                            vector(invstd),
-                            /*spread_is_invstd=*/true},
-                           Epilogue{named, slope}));
+  const Tensor kept = plan::channels_to_keep(x, gamma, beta, mean, invstd, named, slope);
+  const Tensor kept_input = x.index_select(1, kept);
+  if (x.numel() > 0) {
+    const LaunchPlan plan = plan_forward(problem_of(x, {}), /*training=*/false);
+    const Apply pass{x.const_data_ptr(),       x.mutable_data_ptr(), {vector(gamma), vector(beta)}, vector(mean),
+                     vector(invstd),
+                     /*spread_is_invstd=*/true};
+    C10_CUDA_CHECK(act_apply(launch_of(x, plan), pass, Epilogue{named, slope}));
+  }
   if (!x.is_same(input)) input.copy_(x);
   return {kept, kept_input};
 }

@@ -59,7 +59,7 @@ struct Epilogue {
   plan::Activation activation = plan::Activation::identity;
   double slope = 0;
   const void* residual = nullptr;
-  uint8_t* written = nullptr;     // forward: a bit per value, z > 0; zeros before, unless mask_by_bytes(tiling)
+  uint8_t* written = nullptr;     // forward: a bit per value, act'(z) = 1; zeros before, unless mask_by_bytes(tiling)
   const uint8_t* mask = nullptr;  // backward: the same, instead of z
   Vector beta = {};               // backward: for z
   void* dz = nullptr;             // backward: the gradient of the residual, where wanted
