@@ -225,12 +225,12 @@ def test_a_large_result_that_is_not_at_its_place() -> None:
 # ---- numbers in tensors, which checks of shapes do not see ----
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "relu6"])
 @pytest.mark.parametrize("mask", [None, torch.empty(0, dtype=torch.uint8)], ids=["none", "empty"])
 def test_a_residual_without_its_mask(name: str, mask: Tensor | None) -> None:
     x, vector = torch.randn(SHAPE), torch.ones(C)
     got = "None" if mask is None else "an empty one"
-    message = f"expected mask instead of residual for relu and leaky_relu, got {got}"
+    message = f"expected mask instead of residual for relu, leaky_relu and relu6, got {got}"
     first = (x, x, x, mask, None, None, vector, vector)
     for op, rest in (
         ("batchnorm_act_backward", (True, name, 0.1)),
