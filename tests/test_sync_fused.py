@@ -194,7 +194,10 @@ def test_constructors() -> None:
     [
         ({"residual": torch.zeros(4, 2)}, "expected residual of shape [4, 3], got [4, 2]"),
         ({"residual": torch.zeros(4, 3).double()}, "expected residual of dtype float32, got float64"),
-        ({"activation": "tanh"}, "expected activation identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh, got tanh"),
+        (
+            {"activation": "tanh"},
+            "expected activation identity, relu, leaky_relu, relu6, elu, silu or gelu_tanh, got tanh",
+        ),
         ({"gamma": torch.zeros(2)}, "expected gamma of shape [3], got [2]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
