@@ -64,9 +64,9 @@ __device__ __forceinline__ void fused_tile(const Inputs<T>& in, T* out, const Ti
   stash.fetch(in, tiling, tile);
   auto* coefficients = shared.take<typename Map::Coefficients>(tiling.most_channels());
   shared.align();
-  // An epilogue's coefficients of several channels leave registers for one row, which is near: in shared memory.
-  constexpr bool kPlain = std::is_empty_v<decltype(Reduction::epilogue)>;
-  constexpr int kRows = kPlain || E == 1 ? kRowsInFlight<Reduction::kInputs> : 1;
+  // What a thread reads is near, in shared memory: few rows are enough, and an epilogue leaves registers for one.
+  constexpr bool kPlain = std::is_empty_v<decltype(Reduction::epilogue)> && std::is_empty_v<decltype(Map::epilogue)>;
+  constexpr int kRows = kPlain ? 2 : 1;
   reduce_tile<V, E, kRows>(
       in, tiling, tile, reduction, shared,
       [&](int k, int64_t, int32_t step) {
