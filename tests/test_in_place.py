@@ -71,7 +71,7 @@ def check(args: Arguments, name: str) -> Tensor:
 
 
 def _vector(mean: Tensor) -> Tensor:
-    return mean.transpose(0, 1).reshape(mean.shape[1], -1)[:, 0]
+    return mean.transpose(0, 1).flatten(1)[:, 0]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
