@@ -1,8 +1,10 @@
 // The cut of the work: regions tile the tensor exactly once, and keep the limits that the phases rely on.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "plan/partition.h"
@@ -118,6 +120,39 @@ TEST(ReductionPartition, CutsHugeChannelsIntoChunks) {
 TEST(ReductionPartition, CutsBetweenSetsOfImages) {
   EXPECT_EQ(plan::reduction_partition({32, 64, 112 * 112, Layout::contiguous}, 4).chunk, 8 * 112 * 112);
   EXPECT_EQ(plan::reduction_partition({32, 64, 150 * 150, Layout::contiguous}, 4).chunk, 2 * 150 * 150);
+}
+
+// What at::parallel_for gives each thread: the longest share decides how long all of it takes.
+TEST(Shares, AreEvenForTheShapesOfResNet50) {
+  const std::vector<std::pair<int64_t, int64_t>> images = {{64, 112}, {64, 56}, {256, 56}, {128, 56}, {128, 28},
+                                                           {512, 28}, {256, 28}, {256, 14}, {1024, 14}, {512, 14},
+                                                           {512, 7},  {2048, 7}};
+  for (const auto& [channels, size] : images) {
+    for (const Layout layout : {Layout::contiguous, Layout::channels_last}) {
+      for (const bool reduces : {true, false}) {
+        for (const int64_t bytes : {2, 4, 8}) {
+          const Cut cut = reduces ? plan::reduction_partition : plan::elementwise_partition;
+          const Partition part = cut({32, channels, size * size, layout}, bytes);
+          const int64_t tasks = part.groups() * part.chunks();
+          for (const int64_t threads : {2, 4}) {
+            const int64_t share = (tasks + threads - 1) / threads;
+            int64_t longest = 0;
+            for (int64_t first = 0; first < tasks; first += share) {
+              int64_t values = 0;
+              for (int64_t task = first; task < std::min(first + share, tasks); ++task) {
+                const Region region = part.region(task % part.groups(), task / part.groups());
+                values += (region.c1 - region.c0) * (region.e - region.b);
+              }
+              longest = std::max(longest, values);
+            }
+            EXPECT_LE(longest, 1.05 * channels * part.values / threads)
+                << channels << "x" << size << "x" << size << (layout == Layout::contiguous ? "" : ", channels-last")
+                << (reduces ? ", reduction, " : ", elementwise, ") << bytes << " bytes, " << threads << " threads";
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(ReductionPartition, BoundsTheNumberOfRowChunks) {

@@ -11,35 +11,47 @@ constexpr int64_t kGroupBytes = 512 * 1024;   // of a group of channels that is 
 constexpr int64_t kRegionElements = 65536;    // per reduction region by runs
 constexpr int64_t kRegionBytes = 512 * 1024;  // per region where only the overhead per region matters
 constexpr int64_t kMaxRowChunks = 64;         // bounds the cost of merging the chunks' statistics
+constexpr int64_t kShares = 8;                // threads for which parts are even
 constexpr int64_t kColumnAlignment = 32;      // columns: whole packs of every type, so that rows can be streamed
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Splits `total` into the fewest parts of at most `most`, as even as multiples of `unit` allow; returns the part.
+int64_t round_up(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
+
+/// A number of parts, rounded up to what 2, 4 and 8 threads can share evenly: of 5 parts, one of two threads does 3.
+int64_t shareable(int64_t parts) {
+  int64_t unit = 1;
+  while (unit < std::min(parts, kShares)) unit *= 2;
+  return round_up(parts, unit);
+}
+
+/// Splits `total` into a shareable number of parts of at most `most`, as even as multiples of `unit` allow; returns the
+/// part.
 int64_t even_part(int64_t total, int64_t most, int64_t unit) {
-  const int64_t part = divide_up(total, divide_up(total, most));
-  return std::min({total, most, divide_up(part, unit) * unit});
+  const int64_t part = divide_up(total, shareable(divide_up(total, most)));
+  return std::min({total, most, round_up(part, unit)});
 }
 
 Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
-  const bool adjacent = shape.layout == Layout::channels_last;
-  const int64_t inner = adjacent ? 1 : shape.s;
+  const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
-  const int64_t most = (adjacent ? kMaxAdjacentColumns : kMaxColumns) / inner;
+  const int64_t most = kMaxColumns / inner;
   int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
   while (aligned > most) aligned /= 2;
   const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
   const int64_t enough = divide_up(kRegionBytes, group * inner * bytes_per_value);
-  const int64_t chunk_rows = std::max(enough, divide_up(rows, kMaxRowChunks));
-  return {shape.c, shape.n * shape.s, group, chunk_rows * inner};
+  const int64_t whole_packs = kColumnAlignment / std::gcd(shape.c * inner, kColumnAlignment);
+  const int64_t most_rows = round_up(std::max(enough, divide_up(rows, kMaxRowChunks)), whole_packs);
+  return {shape.c, shape.n * shape.s, group, even_part(rows, most_rows, whole_packs) * inner};
 }
 
 /// Whole images that make up about `values` values of one channel, as many as are walked together or a multiple; a part
 /// of an image where one holds more.
 int64_t chunk_of_images(const Shape& shape, int64_t values) {
-  if (shape.s >= values) return values;
+  if (shape.s > values) return even_part(shape.n * shape.s, values, kColumnAlignment);
   const int64_t images = values / shape.s;
-  return (images < kSideBySide ? images : divide_up(images, kSideBySide) * kSideBySide) * shape.s;
+  const int64_t unit = images < kSideBySide ? 1 : kSideBySide;
+  return even_part(shape.n, round_up(images, unit), unit) * shape.s;
 }
 
 }  // namespace
@@ -66,7 +78,7 @@ Partition reduction_partition(const Shape& shape, int64_t bytes_per_value) {
 Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   if (by_rows(shape)) return row_partition(shape, element_size);
   const int64_t run_bytes = shape.s * element_size;
-  const int64_t group = std::min(shape.c, divide_up(kRegionBytes, run_bytes));
+  const int64_t group = even_part(shape.c, divide_up(kRegionBytes, run_bytes), 1);
   const int64_t values = kRegionBytes / (group * element_size);
   // A part of an image only where a single channel's is large.
   return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};

@@ -17,10 +17,6 @@ inline constexpr int64_t kShortRunOfOneImage = 8;
 /// Columns of a region that is walked by rows, at most: their accumulators and coefficients stay in the L1 cache.
 inline constexpr int64_t kMaxColumns = 2048;
 
-/// Of channels-last rows, which follow each other in memory: shorter ones leave more of the L1 cache to the data. The
-/// pieces of images that make up the rows of a contiguous tensor gain more by being long: each is a place of its own.
-inline constexpr int64_t kMaxAdjacentColumns = 1024;
-
 /// Stretches of memory that are walked together: of several images, or rows of several parts of a region.
 inline constexpr int64_t kSideBySide = 4;
 
