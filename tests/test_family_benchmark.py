@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim import swa_utils
 
 for package in ("msgspec", "rich", "sklearn", "transformers"):
     pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
@@ -20,26 +21,35 @@ from rich.console import Console
 import my_ops
 from profiling.measure import memory
 from profiling.measure.peers import NATIVE, OURS
-from profiling.suites import family, lean, steps
+from profiling.suites import family, family_update, lean, steps
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("member", family.members(), ids=lambda member: member.name)
 @pytest.mark.parametrize("kind", family.DTYPES)
-def test_members_are_right(member: family.Member, kind: str) -> None:
+def test_members_are_right(member: family.Member | family.Precise, kind: str) -> None:
     """In every dtype, on small images."""
     small = replace(member, shape=(16, member.shape[1], 4, 4))
-    row = family.measure(small, family.DTYPES[kind], "channels_last", 0.0, CPU)
+    row = small.measure(family.DTYPES[kind], "channels_last", 0.0, CPU)
     assert row.wrong == ""
     assert {OURS, NATIVE} <= row.training.keys()
     assert all(min(samples) > 0 for samples in (*row.training.values(), *row.inference.values()))
     assert row.kept[OURS] <= 1.1 * row.kept[NATIVE]  # a bit per value for a residual, and vectors
 
 
+def test_wrong_statistics_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own averages the batches' variances: here the batches' means differ."""
+    monkeypatch.setattr(my_ops, "update_bn", swa_utils.update_bn)
+    row = family_update.Precise((8, 3, 4, 4)).measure(torch.float32, "contiguous", 0.0, CPU)
+    assert row.wrong.startswith("variance is off by")
+    assert not row.training
+
+
 def test_wrong_member_is_not_timed() -> None:
     ours, native = partial(my_ops.BatchNorm2d, 4), partial(nn.BatchNorm2d, 4, eps=0.01)
-    row = family.measure(family.Member("wrong", ours, native, (2, 4, 3, 3)), torch.float32, "contiguous", 0.0, CPU)
+    wrong = family.Member("wrong", ours, native, (2, 4, 3, 3))
+    row = wrong.measure(torch.float32, "contiguous", 0.0, CPU)
     assert row.wrong.startswith("training, result 0 is off by")
     assert not row.training
     assert any("WRONG" in cell for cell in family.times([row]).rows[0])
@@ -54,7 +64,7 @@ def test_memory_of_a_call() -> None:
 def test_convolution_keeps_its_input_alone() -> None:
     """The benchmark's own figure: the output, and native's keeps as much again."""
     (pointwise,) = (member for member in family.members() if "1x1" in member.name)
-    row = family.measure(replace(pointwise, shape=(4, 64, 8, 8)), torch.float32, "contiguous", 0.0, CPU)
+    row = replace(pointwise, shape=(4, 64, 8, 8)).measure(torch.float32, "contiguous", 0.0, CPU)
     output = 4 * 256 * 64 * 4
     assert row.kept[OURS] == pytest.approx(output, rel=0.02)
     assert row.kept[NATIVE] == pytest.approx(2 * output, rel=0.02)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,28 +22,19 @@ import my_ops
 from profiling.measure import machine, memory, timing, workloads
 from profiling.measure.peers import NATIVE, OURS
 from profiling.output import files, json_text, tables
-from profiling.output.tables import Table
 from profiling.suites import family_norms, steps
+from profiling.suites.family_row import CONVOLUTION, METHOD, Row, figures, memories, times
+from profiling.suites.family_update import Precise
 
 Shape = tuple[int, ...]
 Make = Callable[[], nn.Module]
 Activation = Callable[[Tensor], Tensor]
-
-CONVOLUTION = "convolution alone"
 
 DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.bfloat16, torch.float16)}
 
 # Largest error of ours against float64, as a share of the largest value of a result. In 16 bits the results that are
 # made of rounded ones, like the gradients of a convolution's weight, are off by more than their own rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-
-METHOD = (
-    "A training step is forward and backward; inference is forward in eval mode, without gradients. Medians over "
-    "rounds that time every way once, in one process. GB/s: bytes of the images that must be read or written at "
-    "least, by the time. Kept: what the output and its graph hold for the backward pass. Peak: the most at once in a "
-    "step. Neither counts inputs and parameters. Both ways of in-place rows begin with a copy of the input, which "
-    "stands for the output of the layer before."
-)
 
 
 @dataclass(frozen=True)
@@ -60,28 +50,33 @@ class Member:
     overwrites: bool = False  # its input, of which it gets a copy
     convolution: Make | None = None  # timed as well: what the backward pass runs once more
 
-
-@dataclass
-class Row:
-    """Seconds per call by way, one value per round."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    layout: str
-    bytes: tuple[int, int]  # moved at least in a training step, in inference
-    wrong: str = ""  # then nothing is timed
-    training: dict[str, list[float]] = field(default_factory=dict)
-    inference: dict[str, list[float]] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
-    peak: dict[str, int] = field(default_factory=dict)
-
-    def more_convolutions(self) -> float:
-        """How much longer ours takes than native, in forward passes of the convolution."""
-        if CONVOLUTION not in self.inference:
-            return math.nan
-        mine, theirs = (statistics.median(self.training[name]) for name in (OURS, NATIVE))
-        return (mine - theirs) / statistics.median(self.inference[CONVOLUTION])
+    def measure(self, dtype: torch.dtype, layout: str, seconds: float, device: torch.device) -> Row:
+        """Validated, then timed for ``seconds`` in training and as long in inference."""
+        torch.manual_seed(workloads.SEED)
+        size = math.prod(self.shape) * dtype.itemsize
+        moved = round(self.images[0] * size), round(self.images[1] * size)
+        row = Row(self.name, self.shape, str(dtype).removeprefix("torch."), layout, moved)
+        images = [torch.randn(self.shape, device=device).to(dtype) for _ in range(1 + self.residual)]
+        inputs = [workloads.arrange(image, layout) for image in images]
+        ways = {OURS: self.ours().to(device), NATIVE: self.native().to(device)}
+        _same_values(dtype, *ways.values())
+        calls = {name: _call(module, self.overwrites) for name, module in ways.items()}
+        row.wrong = _wrong(ways, self.overwrites, inputs)
+        if row.wrong:
+            return row
+        training = {name: _step(ways[name], call, inputs) for name, call in calls.items()}
+        row.training = timing.interleave(training, device, seconds)
+        row.peak = {name: memory.of(step, device).peak for name, step in training.items()}
+        row.kept = {name: _kept(call, inputs, device) for name, call in calls.items()}
+        if self.convolution is not None:
+            calls[CONVOLUTION] = self.convolution().to(device, dtype)
+        for module in ways.values():
+            module.eval()
+        with torch.no_grad():
+            row.inference = timing.interleave(
+                {name: partial(call, *inputs) for name, call in calls.items()}, device, seconds
+            )
+        return row
 
 
 class _Chain(nn.Module):
@@ -109,8 +104,8 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def members() -> list[Member]:
-    return [*_activations(), *_convolutions(), *_norms()]
+def members() -> list[Member | Precise]:
+    return [*_activations(), *_in_place(), *_convolutions(), *_norms(), Precise((16, 256, 28, 28))]
 
 
 def _activations() -> list[Member]:
@@ -124,6 +119,18 @@ def _activations() -> list[Member]:
         if name in ("relu", "silu"):
             images = 7 if name == "relu" else 8, 3  # x, r, y; dy, x, dx, dr, and r again for silu
             found.append(Member(f"batch norm + add + {name}", ours, native, shape, images, residual=True))
+    return found
+
+
+def _in_place() -> list[Member]:
+    channels = 256
+    shape = (16, channels, 28, 28)
+    found = []
+    for name in ("leaky_relu", "elu"):
+        ours = partial(my_ops.InPlaceBatchNormAct2d, channels, activation=name)
+        native = partial(_chain, partial(nn.BatchNorm2d, channels), activation=ACTIVATIONS[name])
+        images = 8, 4  # the copy: x, x; x, y in its place; dy, y, dx, and y again for the sums
+        found.append(Member(f"in place: batch norm + {name}", ours, native, shape, images, overwrites=True))
     return found
 
 
@@ -164,34 +171,6 @@ class _Ghost(nn.BatchNorm2d):
 
 def _chain(*parts: Make, activation: Activation | None = None) -> nn.Module:
     return _Chain(*(make() for make in parts), activation=activation)
-
-
-def measure(member: Member, dtype: torch.dtype, layout: str, seconds: float, device: torch.device) -> Row:
-    torch.manual_seed(workloads.SEED)
-    size = math.prod(member.shape) * dtype.itemsize
-    moved = round(member.images[0] * size), round(member.images[1] * size)
-    row = Row(member.name, member.shape, str(dtype).removeprefix("torch."), layout, moved)
-    images = [torch.randn(member.shape, device=device).to(dtype) for _ in range(1 + member.residual)]
-    inputs = [workloads.arrange(image, layout) for image in images]
-    ways = {OURS: member.ours().to(device), NATIVE: member.native().to(device)}
-    _same_values(dtype, *ways.values())
-    calls = {name: _call(module, member.overwrites) for name, module in ways.items()}
-    row.wrong = _wrong(ways, member.overwrites, inputs)
-    if row.wrong:
-        return row
-    training = {name: _step(ways[name], call, inputs) for name, call in calls.items()}
-    row.training = timing.interleave(training, device, seconds)
-    row.peak = {name: memory.of(step, device).peak for name, step in training.items()}
-    row.kept = {name: _kept(call, inputs, device) for name, call in calls.items()}
-    if member.convolution is not None:
-        calls[CONVOLUTION] = member.convolution().to(device, dtype)
-    for module in ways.values():
-        module.eval()
-    with torch.no_grad():
-        row.inference = timing.interleave(
-            {name: partial(call, *inputs) for name, call in calls.items()}, device, seconds
-        )
-    return row
 
 
 def _same_values(dtype: torch.dtype, ours: nn.Module, native: nn.Module) -> None:
@@ -242,49 +221,6 @@ def _wrong(ways: dict[str, nn.Module], overwrites: bool, inputs: Sequence[Tensor
     return ""
 
 
-def times(rows: Sequence[Row]) -> Table:
-    head = ["", "shape", "step", "native", "/ ours", "GB/s", "convs more", "inference", "native", "/ ours", "GB/s"]
-    lines = []
-    for row in rows:
-        cells = [f"WRONG: {row.wrong}"]
-        if not row.wrong:
-            training, inference = _cells(row.training, row.bytes[0]), _cells(row.inference, row.bytes[1])
-            more = row.more_convolutions()
-            cells = [*training, "" if math.isnan(more) else tables.fixed(more), *inference]
-        lines.append([row.name, tables.shape(row.shape), *cells, *[""] * (len(head) - 2 - len(cells))])
-    note = f"{METHOD} Convs more: how much longer ours takes, in forward passes of the convolution."
-    return Table("The family: times in ms", note, head, lines, words=2)
-
-
-def _cells(samples: dict[str, list[float]], moved: int) -> list[str]:
-    mine, theirs = (statistics.median(samples[name]) for name in (OURS, NATIVE))
-    both = [tables.milliseconds(mine), tables.milliseconds(theirs)]
-    return [*both, tables.ratio(theirs / mine), tables.number(moved / mine / 1e9)]
-
-
-def memories(rows: Sequence[Row]) -> Table:
-    head = ["", "shape", "kept, ours", "native", "share", "peak, ours", "native", "share"]
-    lines = []
-    for row in rows:
-        if not row.wrong:
-            cells = [row.name, tables.shape(row.shape)]
-            for found in (row.kept, row.peak):
-                cells += [tables.number(found[name] / 1e6) for name in (OURS, NATIVE)]
-                cells.append(tables.fixed(found[OURS] / found[NATIVE]))
-            lines.append(cells)
-    return Table("The family: memory in MB", "As above; 1 MB = 10^6 bytes.", head, lines, words=2)
-
-
-def figures(row: Row) -> dict[str, object]:
-    """For JSON: medians in seconds."""
-    found = {
-        name: getattr(row, name) for name in ("name", "shape", "dtype", "layout", "bytes", "wrong", "kept", "peak")
-    }
-    for mode, samples in (("training", row.training), ("inference", row.inference)):
-        found[mode] = {name: statistics.median(values) for name, values in samples.items()}
-    return found
-
-
 def write(rows: Sequence[Row], runs: Sequence[steps.Run], device: torch.device, path: Path) -> None:
     """Writes the figures as JSON."""
     content = {
@@ -297,7 +233,7 @@ def write(rows: Sequence[Row], runs: Sequence[steps.Run], device: torch.device, 
 
 
 def run(
-    chosen: Sequence[Member],
+    chosen: Sequence[Member | Precise],
     dtype: torch.dtype,
     layout: str,
     seconds: float,
@@ -312,7 +248,7 @@ def run(
     runs: list[steps.Run] = []
     for member in chosen:
         console.print(f"{member.name} {tables.shape(member.shape)}", style="dim")
-        rows.append(measure(member, dtype, layout, seconds, device))
+        rows.append(member.measure(dtype, layout, seconds, device))
         write(rows, runs, device, path)
     if rows:
         tables.print_to(console, times(rows))
