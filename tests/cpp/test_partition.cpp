@@ -124,9 +124,9 @@ TEST(ReductionPartition, CutsBetweenSetsOfImages) {
 
 // What at::parallel_for gives each thread: the longest share decides how long all of it takes.
 TEST(Shares, AreEvenForTheShapesOfResNet50) {
-  const std::vector<std::pair<int64_t, int64_t>> images = {{64, 112}, {64, 56}, {256, 56}, {128, 56}, {128, 28},
-                                                           {512, 28}, {256, 28}, {256, 14}, {1024, 14}, {512, 14},
-                                                           {512, 7},  {2048, 7}};
+  const std::vector<std::pair<int64_t, int64_t>> images = {{64, 112},  {64, 56},  {256, 56}, {128, 56},
+                                                           {128, 28},  {512, 28}, {256, 28}, {256, 14},
+                                                           {1024, 14}, {512, 14}, {512, 7},  {2048, 7}};
   for (const auto& [channels, size] : images) {
     for (const Layout layout : {Layout::contiguous, Layout::channels_last}) {
       for (const bool reduces : {true, false}) {
