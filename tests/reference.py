@@ -90,6 +90,9 @@ def statistics(input: Tensor) -> Statistics:
     count = values_per_channel(x)
     divisor = max(count, 1)
     mean = channel_sum(x) / divisor
+    mean = (
+        mean + channel_sum(x - per_channel(mean, x)) / divisor
+    )  # what rounding of the sum left: a constant's mean is it
     centred = x - per_channel(mean, x)
     m2 = channel_sum(centred.square())
     deviation = channel_sum(centred.abs()) / divisor
@@ -140,10 +143,10 @@ def update_running(
 ) -> tuple[Result | None, Result | None, int | None]:
     """Towards the batch's mean and unbiased variance; momentum None is the cumulative average, 1/k for the k-th batch.
 
-    An empty batch changes nothing.
+    An empty batch changes nothing, nor does one without channels.
     """
     counter = None if num_batches_tracked is None else int(num_batches_tracked)
-    if batch.count == 0:
+    if batch.count == 0 or batch.mean.value.numel() == 0:
         return given(running_mean), given(running_var), counter
     counter = None if counter is None else counter + 1
     share = momentum if momentum is not None else 1.0 / (counter or 1)

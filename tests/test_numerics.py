@@ -85,6 +85,16 @@ def test_variance_beyond_float32(device: str, layout: str) -> None:
     assert args.running_var.isinf().all()
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1e19, 1e25, 1e30])
+def test_gradient_of_values_whose_squares_overflow(device: str, layout: str, kind: torch.dtype, size: float) -> None:
+    """invstd^2 is 0 in float32, and so are native's gradients, all of them."""
+    input = arrange(_normal(0.0, size).to(device, kind), layout)
+    grad_output = arrange(_normal(1.0, 0.5).to(device, kind), layout)
+    check_backward(grad_output, arguments(input, training=True), (True, True, True))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 4), (3, 5, 40, 3)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -107,7 +107,7 @@ TEST(BackwardAffine, IsTheTextbookGradient) {
   for (int i = 0; i < 20; ++i) {
     const double xhat = (x[i] - batch.mean) * r;
     const double want = gamma * r * (dy[i] - sum_dy / 20 - xhat * sum_dy_xhat / 20);
-    EXPECT_NEAR(dy[i] * k.dy_scale + (x[i] - batch.mean) * k.x_scale + k.shift, want, 1e-14);
+    EXPECT_NEAR((dy[i] + (x[i] - batch.mean) * k.x_scale) * k.dy_scale + k.shift, want, 1e-14);
   }
 }
 

@@ -280,10 +280,9 @@ TYPED_TEST(Phases, BackwardApplyInTrainingAndEval) {
       for (int64_t c = 0; c < shape.c; ++c) {
         for (int64_t v = 0; v < shape.n * shape.s; ++v) {
           const int64_t i = index_of(shape, v, c);
-          const double through_dy = value_of(dy[i]) * dy_scale[c];
-          const double through_x = training ? (value_of(x[i]) - mean[c]) * x_scale[c] + shift[c] : 0;
-          const double want = through_dy + through_x;
-          const double terms = std::fabs(through_dy) + (training ? std::fabs(value_of(x[i]) - mean[c]) + 1 : 0);
+          const double through_x = training ? (value_of(x[i]) - mean[c]) * x_scale[c] : 0;
+          const double want = (value_of(dy[i]) + through_x) * dy_scale[c] + (training ? shift[c] : 0);
+          const double terms = (std::fabs(value_of(dy[i])) + std::fabs(through_x)) * std::fabs(dy_scale[c]) + 1;
           ASSERT_NEAR(value_of(dx[i]), want, 3 * this->kUnit * terms + this->rounding(want))
               << "channel " << c << " value " << v;
         }

@@ -36,8 +36,8 @@ struct ForwardCoefficients {
   const A* shift;
 };
 
-/// dx = dy * dy_scale + (x - mean) * x_scale + shift; [C] each. Without x_scale (eval mode) only the first term, and
-/// mean is needed by an activation alone.
+/// dx = (dy + (x - mean) * x_scale) * dy_scale + shift; [C] each. Without x_scale (eval mode) dy * dy_scale, and mean
+/// is needed by an activation alone.
 template <class A>
 struct BackwardCoefficients {
   const A* mean;

@@ -63,7 +63,7 @@ struct GradientConclusion {
   }
 };
 
-/// Training: dx = dz * dy_scale + (x - mean) * x_scale + shift.
+/// Training: dx = (dz + (x - mean) * x_scale) * dy_scale + shift.
 template <class T, class Epilogue>
 struct BackwardMap {
   using A = Accumulator<T>;
@@ -99,7 +99,7 @@ struct BackwardMap {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const auto& [dy_scale, x_scale, shift] = k[i * E / V].affine;
-      dz[i] = dz[i] * dy_scale + (d(i) * x_scale + shift);
+      dz[i] = (dz[i] + d(i) * x_scale) * dy_scale + shift;
     }
     return packed<T>(dz);
   }

@@ -76,9 +76,10 @@ MY_OPS_HOST_DEVICE Affine<A> forward_affine(double mean, double invstd, A gamma,
   return {center, static_cast<A>(scale), static_cast<A>(beta - (mean - center) * scale)};
 }
 
-/// dx = dy * dy_scale + (x - mean) * x_scale + shift.
+/// dx = (dy + (x - mean) * x_scale) * dy_scale + shift.
 ///
-/// Training: dx = gamma * invstd * (dy - sum_dy / M - xhat * sum_dy_xhat / M). Eval: only the first term.
+/// Training: dx = gamma * invstd * (dy - sum_dy / M - xhat * sum_dy_xhat / M). Eval: gamma * invstd * dy. Not summed as
+/// three products, of which that of x would have invstd^2 in it: 0 in float32 where x spreads beyond 1e19.
 template <class A>
 struct BackwardAffine {
   A dy_scale;
@@ -90,9 +91,9 @@ template <class A>
 MY_OPS_HOST_DEVICE BackwardAffine<A> backward_affine(A gamma, A invstd, double sum_dy, double sum_dy_xhat,
                                                      int64_t count) {
   const double scale = static_cast<double>(gamma) * invstd;
-  const double per_value = scale / static_cast<double>(count);
-  return {static_cast<A>(scale), static_cast<A>(-per_value * sum_dy_xhat * invstd),
-          static_cast<A>(-per_value * sum_dy)};
+  const double per_value = 1 / static_cast<double>(count);
+  return {static_cast<A>(scale), static_cast<A>(-per_value * invstd * sum_dy_xhat),
+          static_cast<A>(-per_value * scale * sum_dy)};
 }
 
 }  // namespace my_ops::math

@@ -299,7 +299,7 @@ void act_backward_reduce(const T* dy, const T* x, const Shape& shape, const Regi
   });
 }
 
-// ---- backward_apply: dx = dz * dy_scale + (x - mean) * x_scale + shift, or dz * dy_scale alone ----
+// ---- backward_apply: dx = (dz + (x - mean) * x_scale) * dy_scale + shift, or dz * dy_scale alone ----
 
 template <class Full, class T, class E, class A = Accumulator<T>>
 void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
@@ -327,7 +327,7 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
             const int64_t at = element + i + ahead;
             const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
             const Pack<T> g = epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
-            return g * dy_scale[r] + (d * x_scale[r] + shift[r]);
+            return (g + d * x_scale[r]) * dy_scale[r] + shift[r];
           });
         });
       });
@@ -355,7 +355,7 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
         const int64_t i = element + j + ahead;
         const Pack<T> d = load(x + i, lanes, mean) - mean;
         const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
-        return g * dy_scale + (d * x_scale + shift);
+        return (g + d * x_scale) * dy_scale + shift;
       });
     });
   });
