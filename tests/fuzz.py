@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -73,9 +74,9 @@ class Memory:
         )
         length = self.offset if 0 in self.shape else length
         places = torch.arange(length + GUARD).as_strided(self.shape, self.strides, self.offset).reshape(-1)
-        filler = torch.nan if values.is_floating_point() else 99
-        buffer = torch.full((length + GUARD,), filler, dtype=values.dtype)
-        buffer[places] = values.reshape(-1)  # of those that share an element, any one
+        numbers = np.full(length + GUARD, np.nan if values.is_floating_point() else 99.0)
+        numbers[places] = values.double().reshape(-1)  # of those that share an element, the last one
+        buffer = torch.from_numpy(numbers).to(values.dtype)
         tensor = buffer.as_strided(self.shape, self.strides, self.offset)
         return torch._neg_view(tensor) if self.negated else tensor
 

@@ -78,8 +78,8 @@ def values_per_channel(tensor: Tensor) -> int:
 
 
 def _statistics(mean: Tensor, m2: Tensor, deviation: Tensor, count: int, mean_is_rounded: bool) -> Statistics:
-    """A mean that is off by d changes a term (x - mean)^2 by 2 * |x - mean| * d."""
-    off = mean.abs() if mean_is_rounded else torch.zeros_like(mean)
+    """A mean that is off by d changes a term (x - mean)^2 by 2 * |x - mean| * d. The smallest numbers bound d, too."""
+    off = mean.abs() + torch.finfo(mean.dtype).tiny if mean_is_rounded else torch.zeros_like(mean)
     var, var_scale = m2 / max(count, 1), m2 / max(count, 1) + 2.0 * deviation * off
     return Statistics(Result(mean, deviation + off), Result(m2, count * var_scale), Result(var, var_scale), count)
 
@@ -90,9 +90,7 @@ def statistics(input: Tensor) -> Statistics:
     count = values_per_channel(x)
     divisor = max(count, 1)
     mean = channel_sum(x) / divisor
-    mean = (
-        mean + channel_sum(x - per_channel(mean, x)) / divisor
-    )  # what rounding of the sum left: a constant's mean is it
+    mean = mean + channel_sum(x - per_channel(mean, x)) / divisor  # what the sum's rounding left
     centred = x - per_channel(mean, x)
     m2 = channel_sum(centred.square())
     deviation = channel_sum(centred.abs()) / divisor

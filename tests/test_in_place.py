@@ -47,11 +47,11 @@ def check(args: Arguments, name: str) -> Tensor:
     xhat = reference.normalise(args.input, None, None, exact.mean, exact.invstd.value)
     dz = upcast(dy) * slope
     want = reference.backward(dz, args.input, args.gamma, exact.mean.value, exact.invstd.value, args.training)
-    # xhat is off by `error`, z by gamma times that, act' (of elu) as much and by the rounding of y, from which it comes:
-    # first order in each formula.
+    # dz is rounded, as leaky_relu's slope is. xhat is off by `error`, z by gamma times that, act' of elu as much and by
+    # y's rounding: first order in each formula.
     error = 2 * ALLOWED[dtype] + 4 * torch.finfo(dtype).eps * (1 + xhat.value.abs())
     gamma = reference.per_channel(upcast(args.gamma).abs(), error)
-    dz_error = dz.abs() * unit_roundoff(dtype)
+    dz_error = 2 * dz.abs() * unit_roundoff(dtype)
     if name == "elu":
         dz_error = dz_error + upcast(dy).abs() * (error * gamma + unit_roundoff(dtype) * upcast(output).abs())
     count = reference.values_per_channel(args.input)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from checks import Arguments, activations, arguments, bit_equal, check_backward, check_forward, ops
+from checks import EPS, Arguments, activations, arguments, bit_equal, check_backward, check_forward, ops
 from layouts import arrange
 from reference import Result
 from tolerances import CLASSIC_CASE, TOLERANCES, assert_within, unit_roundoff
@@ -65,6 +65,19 @@ def test_hard_data(device: str, dtype: torch.dtype, kind: str, layout: str) -> N
     args = arguments(input, True, (dtype, dtype, wide, wide))
     check_forward(args)
     check_backward(grad_output, args)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("images", [4, 8, 32])
+def test_one_outlier_costs_no_digits(device: str, layout: str, size: float, images: int) -> None:
+    """Around the mean, which it moves, the other values' squares all round alike beside its own."""
+    data = torch.cat([_normal(1.0, 1.0) for _ in range(4)])[:images]
+    data[0, :, 0, 0] = size
+    input = arrange(data.float().to(device), layout)
+    _, _, invstd = ops.batchnorm_forward(*arguments(input, training=True).values())
+    want = reference.inverse_std(reference.statistics(input).var, EPS).value
+    assert ((invstd.cpu().double() - want) / want).abs().max() < 3 * unit_roundoff(torch.float32)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

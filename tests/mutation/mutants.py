@@ -62,10 +62,10 @@ MUTANTS = [
         BACKWARD,
         (
             "static_cast<A>({}),\n          static_cast<A>(-per",
-            "-per_value * sum_dy_xhat * invstd",
-            "per_value * sum_dy_xhat * invstd",
+            "-per_value * invstd * sum_dy_xhat",
+            "per_value * invstd * sum_dy_xhat",
         ),
-        ("static_cast<A>({})};\n}\n\n}", "-per_value * sum_dy", "-scale * sum_dy"),
+        ("static_cast<A>({})};\n}\n\n}", "-per_value * scale * sum_dy", "-scale * sum_dy"),
         ("const double scale = {};\n  const double per", "static_cast<double>(gamma) * invstd", "double(invstd)"),
     ),
     # M or M - 1, and the moments.
@@ -81,7 +81,21 @@ MUTANTS = [
         ("mean[i] = {};", "pivot[i] + shift", "pivot[i] - shift"),
         ("m2[i] = {};", "sums.second[i] - sums.first[i] * shift", "sums.second[i]"),
     ),
-    *_of("cpu/simd/moments.h", NUMERICS, ("return {};", "first * first <= 3 * n * m2 && m2 - m2 == 0", "true")),
+    *_of(
+        "cpu/simd/moments.h",
+        NUMERICS,
+        ("return {};", "first * first <= 3 * n * m2 && m2 - m2 == 0", "true"),
+        ("return {}; }", "first * first > 10 * n * m2", "false"),
+    ),
+    # dx, by runs and by rows.
+    *_of(
+        "cpu/simd/phases.h",
+        BACKWARD,
+        ("return {} * dy_scale[r] + shift[r];", "(g + d * x_scale[r])", "(g - d * x_scale[r])"),
+        ("* dy_scale[r] + {};", "shift[r]", "Pack<T>{}"),
+        ("return {} * dy_scale + shift;", "(g + d * x_scale)", "(g - d * x_scale)"),
+        ("* dy_scale + {};", "shift", "Pack<T>{}"),
+    ),
     # Activations, residuals, masks.
     *_of(
         "math/epilogue.h",

@@ -5,6 +5,8 @@
 // is read again with the mean just found as its pivot, while it is in the cache.
 #pragma once
 
+#include <cmath>
+
 #include "cpu/simd/runs.h"
 #include "cpu/simd/vec.h"
 
@@ -68,30 +70,47 @@ MY_OPS_INLINE void for_values(const T* x, const plan::Shape& shape, const plan::
   });
 }
 
+/// A sum that keeps what its additions round off (Neumaier): its error does not grow with the number of values.
+struct CompensatedSum {
+  double sum = 0;
+  double rest = 0;
+
+  MY_OPS_INLINE void add(double value) {
+    const double next = sum + value;
+    const bool larger = std::fabs(sum) >= std::fabs(value);
+    rest += larger ? (sum - next) + value : (value - next) + sum;
+    sum = next;
+  }
+  MY_OPS_INLINE double value() const { return rest - rest == 0 ? sum + rest : sum; }
+};
+
 /// Two passes in double; also for values whose squares exceed float32.
 template <class T>
 __attribute__((noinline)) void moments_in_double(const T* x, const plan::Shape& shape, const plan::Region& region,
                                                  int64_t c, double* mean, double* m2) {
   const auto n = static_cast<double>(region.e - region.b);
-  double total = 0;
-  for_values(x, shape, region, c, [&](double value) { total += value; });
-  const double center = total / n;
-  double first = 0;
-  double second = 0;
+  CompensatedSum total;
+  for_values(x, shape, region, c, [&](double value) { total.add(value); });
+  const double center = total.value() / n;
+  CompensatedSum first;
+  CompensatedSum second;
   for_values(x, shape, region, c, [&](double value) {
     const double d = value - center;
-    first += d;
-    second += d * d;
+    first.add(d);
+    second.add(d * d);
   });
   const bool finite = center - center == 0;
-  *mean = finite ? center + first / n : center;
-  *m2 = second - (finite ? first * first / n : 0);
+  *mean = finite ? center + first.value() / n : center;
+  *m2 = second.value() - (finite ? first.value() * first.value() / n : 0);
 }
 
 /// (mean - pivot)^2 <= 3 * variance bounds the cancellation to two bits. False for NaN and infinity.
 MY_OPS_INLINE bool is_accurate(double first, double n, double m2) {
   return first * first <= 3 * n * m2 && m2 - m2 == 0;
 }
+
+/// Three deviations from the mean, or more: one of the samples was an outlier.
+MY_OPS_INLINE bool pivot_is_outlier(double first, double n, double m2) { return first * first > 10 * n * m2; }
 
 /// From sums to moments, for the channels of a region. Returns how many are not accurate.
 template <class A>

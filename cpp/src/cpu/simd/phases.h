@@ -70,8 +70,9 @@ void shifted_sums(const T* x, const Shape& shape, const Region& region, const A*
 }
 
 /// Reads the inaccurate channels again: first with their mean as the pivot; in double what then still has no finite M2,
-/// and all of float64, which has no wider type to sum in. By rows, all channels of the region are read again, as they
-/// share the lines of memory.
+/// what has an outlier (beside its square those of the other values are rounded, all in the same direction), and all of
+/// float64, which has no wider type to sum in. By rows, all channels of the region are read again, as they share the
+/// lines of memory.
 template <class T, class A = Accumulator<T>>
 __attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const Region& region, A* pivot,
                                            ShiftedSums sums, double* mean, double* m2) {
@@ -79,8 +80,10 @@ __attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const
   const int64_t channels = region.c1 - region.c0;
   const auto channel = [&](int64_t i) { return Region{region.c0 + i, region.c0 + i + 1, region.b, region.e}; };
   bool again[plan::kMaxColumns];
+  bool outlier[plan::kMaxColumns];
   for (int64_t i = 0; i < channels; ++i) {
     again[i] = !is_accurate(sums.first[i], n, m2[i]);
+    outlier[i] = pivot_is_outlier(sums.first[i], n, m2[i]);
     const A better = nearest<T>(splat(static_cast<A>(mean[i])))[0];
     if (again[i] && better - better == A(0)) pivot[i] = better;
   }
@@ -94,8 +97,8 @@ __attribute__((noinline)) void stats_again(const T* x, const Shape& shape, const
   }
   for (int64_t i = 0; i < channels; ++i) {
     if (!again[i]) continue;
-    const bool better =
-        wider && moments_of(channel(i), pivot + i, {sums.first + i, sums.second + i}, mean + i, m2 + i) == 0;
+    const bool better = wider && !outlier[i] &&
+                        moments_of(channel(i), pivot + i, {sums.first + i, sums.second + i}, mean + i, m2 + i) == 0;
     if (!better) moments_in_double(x, shape, region, region.c0 + i, mean + i, m2 + i);
   }
 }
