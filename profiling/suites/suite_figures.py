@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from profiling.comparison.figures import LIMITS
 from profiling.measure.timing import COPY, FRESH_COPY, Measurement
@@ -55,4 +56,6 @@ def _draw(axes: Axes, found: Sequence[Measurement], shapes: Sequence[str], colou
                 axes.plot(m.copies(name), line, _MARKERS[m.layout], color=colour, markersize=4, alpha=0.85)
     axes.set_yticks(range(len(shapes)), shapes, fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -155,6 +155,15 @@ TEST(Shares, AreEvenForTheShapesOfResNet50) {
   }
 }
 
+// What is worth a second thread gets one.
+TEST(ElementwisePartition, CutsSmallTensors) {
+  for (const Shape& shape : {Shape{2, 256, 512, Layout::contiguous}, Shape{32, 160, 49, Layout::channels_last},
+                             Shape{32, 160, 49, Layout::contiguous}, Shape{128, 1024, 1, Layout::channels_last}}) {
+    const Partition part = plan::elementwise_partition(shape, 2);
+    EXPECT_GE(part.groups() * part.chunks(), 4) << shape.n << "x" << shape.c << "x" << shape.s;
+  }
+}
+
 TEST(ReductionPartition, BoundsTheNumberOfRowChunks) {
   EXPECT_LE(plan::reduction_partition({1 << 24, 8, 1, Layout::channels_last}, 4).chunks(), 128);
 }

@@ -9,7 +9,8 @@ namespace {
 constexpr int64_t kSpan = 16 * 1024;          // bytes in a row that keep the hardware prefetcher going
 constexpr int64_t kGroupBytes = 512 * 1024;   // of a group of channels that is to be read again from an L2 cache
 constexpr int64_t kRegionElements = 65536;    // per reduction region by runs
-constexpr int64_t kRegionBytes = 512 * 1024;  // per region where only the overhead per region matters
+constexpr int64_t kRegionBytes = 512 * 1024;  // per region where only the overhead per region matters, at most
+constexpr int64_t kLeastElements = 16384;     // per such region, where a small tensor is cut for several threads
 constexpr int64_t kMaxRowChunks = 64;         // bounds the cost of merging the chunks' statistics
 constexpr int64_t kShares = 8;                // threads for which parts are even
 constexpr int64_t kColumnAlignment = 32;      // columns: whole packs of every type, so that rows can be streamed
@@ -32,6 +33,12 @@ int64_t even_part(int64_t total, int64_t most, int64_t unit) {
   return std::min({total, most, round_up(part, unit)});
 }
 
+/// Of a region where only the overhead per region matters: a quarter of a small tensor.
+int64_t region_bytes(const Shape& shape, int64_t bytes_per_value) {
+  const int64_t quarter = shape.n * shape.c * shape.s * bytes_per_value / 4;
+  return std::clamp(quarter, kLeastElements * bytes_per_value, kRegionBytes);
+}
+
 Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
   const int64_t rows = shape.n * shape.s / inner;
@@ -39,7 +46,7 @@ Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
   int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
   while (aligned > most) aligned /= 2;
   const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
-  const int64_t enough = divide_up(kRegionBytes, group * inner * bytes_per_value);
+  const int64_t enough = divide_up(region_bytes(shape, bytes_per_value), group * inner * bytes_per_value);
   const int64_t whole_packs = kColumnAlignment / std::gcd(shape.c * inner, kColumnAlignment);
   const int64_t most_rows = round_up(std::max(enough, divide_up(rows, kMaxRowChunks)), whole_packs);
   return {shape.c, shape.n * shape.s, group, even_part(rows, most_rows, whole_packs) * inner};
@@ -78,8 +85,9 @@ Partition reduction_partition(const Shape& shape, int64_t bytes_per_value) {
 Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   if (by_rows(shape)) return row_partition(shape, element_size);
   const int64_t run_bytes = shape.s * element_size;
-  const int64_t group = even_part(shape.c, divide_up(kRegionBytes, run_bytes), 1);
-  const int64_t values = kRegionBytes / (group * element_size);
+  const int64_t bytes = region_bytes(shape, element_size);
+  const int64_t group = even_part(shape.c, divide_up(bytes, run_bytes), 1);
+  const int64_t values = bytes / (group * element_size);
   // A part of an image only where a single channel's is large.
   return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};
 }
