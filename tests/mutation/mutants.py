@@ -164,7 +164,7 @@ MUTANTS = [
         "composite/in_place_kernel.cpp",
         IN_PLACE,
         ("at::leaky_relu(y, {});", "1 / slope", "slope"),
-        ("at::log1p({}))", "values / slope", "values"),
+        ("if (slope != 1) z.div_({});", "slope", "1"),
         ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
         ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
     ),

@@ -2,8 +2,6 @@
 // graph is computed back from the output, and goes into plain batch normalization's backward pass.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/log1p.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -21,11 +19,14 @@ using at::Tensor;
 using ops::OptionalTensor;
 using plan::Activation;
 
-/// z from y = act(z), in a tensor of its own, rounded to y's dtype.
+/// z from y = act(z), in a tensor of its own, rounded to y's dtype. For elu z = log1p(min(y, 0) / slope) + max(y, 0), of
+/// which one is 0: torch's `where` takes as long as all of that together.
 Tensor inverse_activation(const Tensor& y, at::ScalarType wide, Activation activation, double slope) {
   if (activation == Activation::leaky_relu) return at::leaky_relu(y, 1 / slope);
   const Tensor values = y.to(wide);
-  return at::where(values > 0, values, at::log1p(values / slope)).to(y.scalar_type());
+  Tensor z = values.clamp_max(0);
+  if (slope != 1) z.div_(slope);
+  return z.log1p_().add_(values.clamp_min(0)).to(y.scalar_type());
 }
 
 /// x - mean from y = act(z), z = (x - mean) * gamma * invstd + beta; of kept channels from their input.
