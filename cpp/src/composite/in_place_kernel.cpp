@@ -19,8 +19,8 @@ using at::Tensor;
 using ops::OptionalTensor;
 using plan::Activation;
 
-/// z from y = act(z), in a tensor of its own, rounded to y's dtype. For elu z = log1p(min(y, 0) / slope) + max(y, 0), of
-/// which one is 0: torch's `where` takes as long as all of that together.
+/// z from y = act(z), in a tensor of its own, rounded to y's dtype. For elu z = log1p(min(y, 0) / slope) + max(y, 0),
+/// of which one is 0: torch's `where` takes as long as all of that together.
 Tensor inverse_activation(const Tensor& y, at::ScalarType wide, Activation activation, double slope) {
   if (activation == Activation::leaky_relu) return at::leaky_relu(y, 1 / slope);
   const Tensor values = y.to(wide);
