@@ -85,16 +85,20 @@ MUTANTS = [
         "cpu/simd/moments.h",
         NUMERICS,
         ("return {};", "first * first <= 3 * n * m2 && m2 - m2 == 0", "true"),
-        ("return {}; }", "first * first > 10 * n * m2", "false"),
+        ("return {};", "first * first > 10 * n * m2", "false"),
     ),
     # dx, by runs and by rows.
     *_of(
         "cpu/simd/phases.h",
         BACKWARD,
-        ("return {} * dy_scale[r] + shift[r];", "(g + d * x_scale[r])", "(g - d * x_scale[r])"),
-        ("* dy_scale[r] + {};", "shift[r]", "Pack<T>{}"),
-        ("return {} * dy_scale + shift;", "(g + d * x_scale)", "(g - d * x_scale)"),
-        ("* dy_scale + {};", "shift", "Pack<T>{}"),
+        (
+            "return {};",
+            "(g + d * x_scale[r]) * dy_scale[r] + shift[r]",
+            "(g - d * x_scale[r]) * dy_scale[r] + shift[r]",
+        ),
+        ("return {};", "(g + d * x_scale[r]) * dy_scale[r] + shift[r]", "(g + d * x_scale[r]) * dy_scale[r]"),
+        ("return {};", "(g + d * x_scale) * dy_scale + shift", "(g - d * x_scale) * dy_scale + shift"),
+        ("return {};", "(g + d * x_scale) * dy_scale + shift", "(g + d * x_scale) * dy_scale"),
     ),
     # Activations, residuals, masks.
     *_of(
