@@ -160,13 +160,13 @@ def test_running_statistics_that_are_parameters(op: str, name: str) -> None:
     _assert_refused(call, arguments, f"{who}: {message}")
 
 
-@pytest.mark.parametrize("name", ["gamma", "beta", "input"])
+@pytest.mark.parametrize("name", ["gamma", "beta", "input", "residual"])
 def test_synchronized_statistics_that_are_other_arguments(name: str) -> None:
     """Seen before the first message: no process group is needed."""
-    x, gamma, beta = torch.randn(4, 3, 3), torch.ones(3), torch.zeros(3)
-    mean = {"gamma": gamma, "beta": beta, "input": x[0, 0]}[name]
-    with unchanged(x, gamma, beta), pytest.raises(RuntimeError) as caught:
-        ops.sync_batchnorm_forward(x, gamma, beta, mean, None, 0.1, EPS, None, 1, "none")
+    x, residual, gamma, beta = torch.randn(4, 3, 3), torch.randn(4, 3, 3), torch.ones(3), torch.zeros(3)
+    mean = {"gamma": gamma, "beta": beta, "input": x[0, 0], "residual": residual[0, 0]}[name]
+    with unchanged(x, residual, gamma, beta), pytest.raises(RuntimeError) as caught:
+        ops.sync_batchnorm_forward(x, gamma, beta, mean, None, 0.1, EPS, None, 1, "none", residual=residual)
     message = f"expected running_mean to have memory of its own, but it overlaps {name}"
     assert str(caught.value).splitlines()[0] == f"sync_batchnorm_forward: {message}"
 

@@ -34,7 +34,7 @@ class Precise:
         channels = self.shape[1]
         x = workloads.arrange(torch.randn(self.shape, device=device).to(dtype), layout)
         size = math.prod(self.shape) * dtype.itemsize
-        row = Row(self.name, self.shape, str(dtype).removeprefix("torch."), layout, (3 * size, 0))
+        row = Row(self.name, self.shape, str(dtype).removeprefix("torch."), layout, (2 * size, 0))
         layers: dict[str, nn.BatchNorm2d] = {
             OURS: my_ops.BatchNorm2d(channels, device=device),
             NATIVE: nn.BatchNorm2d(channels, device=device),

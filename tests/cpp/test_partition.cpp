@@ -134,7 +134,8 @@ TEST(Shares, AreEvenForTheShapesOfResNet50) {
           const Cut cut = reduces ? plan::reduction_partition : plan::elementwise_partition;
           const Partition part = cut({32, channels, size * size, layout}, bytes);
           const int64_t tasks = part.groups() * part.chunks();
-          for (const int64_t threads : {2, 4}) {
+          for (const int64_t threads : {2, 4, 8}) {
+            if (tasks < threads) continue;  // a tensor too small for so many
             const int64_t share = (tasks + threads - 1) / threads;
             int64_t longest = 0;
             for (int64_t first = 0; first < tasks; first += share) {

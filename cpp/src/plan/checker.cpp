@@ -222,10 +222,9 @@ bool Checker::same_sizes(const Tensor& a, const Tensor& b) {
   return a.dim() == b.dim() && a.sym_sizes() == b.sym_sizes();
 }
 
-void forward_arguments(const char* op, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
-                       const OptionalTensor& beta, const OptionalTensor& running_mean,
-                       const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
-                       const OptionalTensor& num_batches_tracked) {
+Checker forward_tensors(const char* op, const Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked) {
   const Checker check(op, {"input", input});
   check.rank_and_dtype();
   if (residual) check.like_input({"residual", *residual});
@@ -234,15 +233,31 @@ void forward_arguments(const char* op, const Tensor& input, const OptionalTensor
   check.parameter("running_mean", running_mean);
   check.parameter("running_var", running_var);
   check.counter(num_batches_tracked);
+  return check;
+}
+
+void training_arguments(const Checker& check, const OptionalTensor& residual, const OptionalTensor& gamma,
+                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked) {
+  check.eps_of_batch(eps);
+  check.momentum(momentum, running_mean || running_var, num_batches_tracked);
+  check.own_memory(
+      {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
+      {{"residual", &residual}, {"gamma", &gamma}, {"beta", &beta}});
+}
+
+void forward_arguments(const char* op, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
+                       const OptionalTensor& beta, const OptionalTensor& running_mean,
+                       const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,
+                       const OptionalTensor& num_batches_tracked) {
+  const Checker check =
+      forward_tensors(op, input, residual, gamma, beta, running_mean, running_var, num_batches_tracked);
   if (training) {
     const auto numel = input.sym_numel();
     TORCH_CHECK_VALUE(numel == 0 || numel != input.sym_size(1), op,
                       ": expected more than 1 value per channel when training, got input of shape ", input.sym_sizes());
-    check.eps_of_batch(eps);
-    check.momentum(momentum, running_mean || running_var, num_batches_tracked);
-    check.own_memory(
-        {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
-        {{"residual", &residual}, {"gamma", &gamma}, {"beta", &beta}});
+    training_arguments(check, residual, gamma, beta, running_mean, running_var, momentum, eps, num_batches_tracked);
   } else {
     TORCH_CHECK(running_mean, op, ": expected running_mean when training is False, got None");
     TORCH_CHECK(running_var, op, ": expected running_var when training is False, got None");

@@ -96,7 +96,18 @@ class Checker {
   const at::Tensor& input_;
 };
 
-/// What the forward operators have in common.
+/// The tensors of a forward operator.
+Checker forward_tensors(const char* op, const at::Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked);
+
+/// What training with them needs besides.
+void training_arguments(const Checker& check, const OptionalTensor& residual, const OptionalTensor& gamma,
+                        const OptionalTensor& beta, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, std::optional<double> momentum, double eps,
+                        const OptionalTensor& num_batches_tracked);
+
+/// Both, and one value per channel refused, or what eval mode needs.
 void forward_arguments(const char* op, const at::Tensor& input, const OptionalTensor& residual,
                        const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
                        const OptionalTensor& running_var, bool training, std::optional<double> momentum, double eps,

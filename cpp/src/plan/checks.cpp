@@ -85,19 +85,9 @@ void check_sync_forward(const char* op, const Tensor& input, const OptionalTenso
                         const OptionalTensor& gamma, const OptionalTensor& beta, const OptionalTensor& running_mean,
                         const OptionalTensor& running_var, std::optional<double> momentum, double eps,
                         const OptionalTensor& num_batches_tracked, int64_t group_size) {
-  const Checker check(op, {"input", input});
-  check.rank_and_dtype();
-  if (residual) check.like_input({"residual", *residual});
-  check.parameter("gamma", gamma);
-  check.parameter("beta", beta);
-  check.parameter("running_mean", running_mean);
-  check.parameter("running_var", running_var);
-  check.counter(num_batches_tracked);
-  check.eps_of_batch(eps);
-  check.momentum(momentum, running_mean || running_var, num_batches_tracked);
-  check.own_memory(
-      {{"running_mean", &running_mean}, {"running_var", &running_var}, {"num_batches_tracked", &num_batches_tracked}},
-      {{"gamma", &gamma}, {"beta", &beta}});
+  const Checker check =
+      forward_tensors(op, input, residual, gamma, beta, running_mean, running_var, num_batches_tracked);
+  training_arguments(check, residual, gamma, beta, running_mean, running_var, momentum, eps, num_batches_tracked);
   TORCH_CHECK(group_size > 0, op, ": expected group_size > 0, got ", group_size);
 }
 
