@@ -94,7 +94,7 @@ mutants: $(package) ## wrong formulas, one at a time: some test must notice each
 
 coverage-python: $(package) ## lines and branches of python/my_ops and profiling/ that the tests reach
 	$(python) -m coverage erase
-	$(python) -m coverage run -m pytest
+	$(python) -m coverage run -m pytest --fill-memory
 	$(python) -m coverage combine
 	$(python) -m coverage report
 

@@ -24,6 +24,15 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if built_with_cuda and torch.cuda.is_available() else ["cpu"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fill-memory", action="store_true", help="new tensors hold NaN: what is not written shows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fill-memory"):  # torch does it in this mode alone
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def pytest_report_header() -> str:
     return f"my_ops: {torch.ops.my_ops.build_info()}"
 

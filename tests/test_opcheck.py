@@ -93,13 +93,16 @@ OTHERS: dict[str, Callable[[str], Call]] = {
 
 
 def _out(call: Call, *names: str, layout: str | None = None) -> tuple[Call, dict[str, torch.Tensor]]:
-    """The `out` overload of a call, with targets for its results; images in `layout`."""
+    """The `out` overload of a call, with targets for its results; images in `layout`.
+
+    The targets hold a number: what a call leaves alone is compared with itself, which fails where that is NaN.
+    """
     op, args = call
     detached = tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args)
     copies = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in detached]
     results = op(*copies)
     results = results if isinstance(results, tuple) else (results,)
-    targets = [torch.empty(3) if result is None else torch.empty_like(result) for result in results]
+    targets = [torch.full((3,), 7.0) if result is None else torch.full_like(result, 7.0) for result in results]
     if layout:
         targets[0] = arrange(targets[0].contiguous(), layout)
     overload = getattr(ops, op.overloadpacket.__name__).out
