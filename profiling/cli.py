@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -83,6 +84,10 @@ def benchmark(
     onednn: Annotated[
         bool, typer.Option("--onednn", help="also oneDNN's batch norm, where it supports the case")
     ] = False,
+    floor: Annotated[
+        bool,
+        typer.Option("--floor", help="also the bare passes over memory, a lower bound; needs a compiler"),
+    ] = False,
     batch: Annotated[int, typer.Option(min=2, help="images at once in the groups resnet50 and mobilenetv2")] = 32,
     seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed")] = 0.5,
     output: Annotated[Path | None, typer.Option(help="JSON file (default: profiling/results/benchmark-*.json)")] = None,
@@ -98,6 +103,7 @@ def benchmark(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
+    from profiling.measure.bare_passes import BarePasses
     from profiling.output import plots, tables
     from profiling.suites import benchmark, suite_figures, suite_tables
 
@@ -108,9 +114,9 @@ def benchmark(
         raise typer.BadParameter(str(error)) from error
     path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
     peers = benchmark.implementations(compiled, onednn, chosen)
-    suite = benchmark.run(
-        tasks, directions, peers, seconds, chosen, console, keep=lambda suite: benchmark.write(suite, path)
-    )
+    floors = [BarePasses(sliced=True), BarePasses(sliced=False)] if floor else []
+    keep = partial(benchmark.write, path=path)
+    suite = benchmark.run(tasks, directions, peers, seconds, chosen, console, keep, floors)
     for table in suite_tables.of(suite):
         tables.print_to(console, table)
     console.print(f"figures: {path}", soft_wrap=True)

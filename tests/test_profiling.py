@@ -187,10 +187,27 @@ def test_minimum_bytes_by_hand() -> None:
 def test_interleave_rotates_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "_SAMPLE", 0.0)
+    monkeypatch.setattr(timing, "_CACHED", 0.0)
     samples = timing.interleave({name: lambda name=name: order.append(name) for name in "abc"}, CPU, seconds=0.0)
     rounds = [order[first : first + 3] for first in range(9, len(order), 3)]  # the first nine warm up
     assert [len(values) for values in samples.values()] == [5, 5, 5]
     assert rounds == [list("abc"), list("bca"), list("cab"), list("abc"), list("bca")]
+
+
+def test_a_short_call_is_made_once_before_its_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a sample begins with what the peer before it left in the caches, and that is always the same peer."""
+    events: list[str] = []
+    monkeypatch.setattr(timing, "_SAMPLE", 0.0)
+    ticks = iter(range(1000))
+
+    def clock() -> float:
+        events.append("clock")
+        return next(ticks) * 1e-6
+
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    timing.interleave({name: lambda name=name: events.append(name) for name in "ab"}, CPU, seconds=0.0)
+    text = " ".join(events)
+    assert text.count("a clock a clock") == text.count("b clock b clock") == 5  # rounds
 
 
 def test_measurement_figures_by_hand() -> None:

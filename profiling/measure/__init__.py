@@ -9,6 +9,7 @@ peers          the implementations that are compared, as calls without arguments
 correctness    every result against float64
 timing         interleaved clocks, bytes, multiples of a copy; intervals: medians with bounds
 gpu            what that takes on a GPU: copies beyond its cache, graphs, kernel names
+bare_passes    a floor: the passes over memory without the channels
 memory         the most bytes that a call holds
 =============  =======================================================================================
 """

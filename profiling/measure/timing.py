@@ -23,14 +23,16 @@ METHOD = (
     "Every figure is the median over rounds. A round times each peer once, in an order that rotates from round to "
     "round, so that a change in the machine's speed meets all peers alike. One sample is as many calls in a row as "
     "fill half a millisecond, after warm-up calls. On a CPU, calls are repeated on the same tensors: what fits into "
-    "the last-level cache is read from there. On a GPU, a graph walks through as many copies of the tensors as exceed "
-    "the L2 cache twice, 64 at most, and is replayed between two CUDA events. The batch norm operators are timed as "
-    "called: they allocate their outputs. The unit, one y.copy_(x) of the input, writes into an output that exists; a "
-    "copy into a fresh output is given beside it. GB/s are the bytes that must move at least (inputs read once, "
-    "outputs written once), divided by the time."
+    "the last-level cache is read from there; calls under 10 ms begin with an untimed one, so that what the peer "
+    "before left in the caches is not part of the sample. On a GPU, a graph walks through as many copies of the "
+    "tensors as exceed the L2 cache twice, 64 at most, and is replayed between two CUDA events. The batch norm "
+    "operators are timed as called: they allocate their outputs. The unit, one y.copy_(x) of the input, writes into "
+    "an output that exists; a copy into a fresh output is given beside it. GB/s are the bytes that must move at least "
+    "(inputs read once, outputs written once), divided by the time."
 )
 
 _SAMPLE = 5e-4  # seconds that one sample lasts at least
+_CACHED = 1e-2  # seconds: a call that lasts longer has its tensors in no cache
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 100
 
 
@@ -133,10 +135,12 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call of each, one value per round, rounds until ``seconds`` have passed (5 to 100 of them)."""
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
-    repeats = {}
+    repeats, warms_up = {}, {}
     for name, call in calls.items():
         clock(call, 1)
-        repeats[name] = max(1, math.ceil(_SAMPLE / max(clock(call, 2), 1e-7)))
+        lasts = max(clock(call, 2), 1e-7)
+        repeats[name] = max(1, math.ceil(_SAMPLE / lasts))
+        warms_up[name] = device.type == "cpu" and lasts < _CACHED
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     end = time.perf_counter() + seconds
@@ -145,6 +149,8 @@ def interleave(
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            if warms_up[name]:
+                calls[name]()
             samples[name].append(clock(calls[name], repeats[name]))
     return samples
 

@@ -74,6 +74,7 @@ class Suite:
 
 
 def implementations(compiled: bool, onednn: bool, device: torch.device) -> list[Implementation]:
+    """What computes batch norm."""
     chosen: list[Implementation] = [Ours(), Native()]
     on_gpu = device.type == "cuda"
     return chosen + [Aten()] * on_gpu + [CompiledNative()] * compiled + [OneDnn()] * onednn
@@ -108,8 +109,12 @@ def run(
     device: torch.device,
     console: Console,
     keep: Callable[[Suite], None],
+    floors: Sequence[Implementation] = (),
 ) -> Suite:
-    """``keep`` is called with what is there after every task: a run that is stopped has not been for nothing."""
+    """``keep`` is called with what is there after every task: a run that is stopped has not been for nothing.
+
+    ``floors`` are timed with ``peers``, but compute no batch norm.
+    """
     suite = Suite(machine.describe(device), seconds, [], [])
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -123,7 +128,7 @@ def run(
             else:
                 able = [peer for peer in peers if peer.name not in left_out]
                 for direction in directions:
-                    measurement = timing.measure(case, task.layout, direction, able, seconds, task.layers)
+                    measurement = timing.measure(case, task.layout, direction, [*able, *floors], seconds, task.layers)
                     suite.rows.append(Row(task.group, measurement, left_out))
             keep(suite)
             progress.advance(bar)
