@@ -101,10 +101,10 @@ coverage-python: $(package) ## lines and branches of python/my_ops and profiling
 lock: $(environment) ## renew requirements/lock.txt: what the other files there pin, with hashes
 	$(python) requirements/lock.py
 
-audit: ## look for known vulnerabilities in what requirements/lock.txt names; needs the network
+audit: ## look for known vulnerabilities in what requirements/lock.txt names; fails where it cannot ask about one
 	$(PYTHON) -m venv build/audit
-	build/audit/bin/python -m pip install pip-audit
-	build/audit/bin/pip-audit --require-hashes --disable-pip -r requirements/lock.txt
+	build/audit/bin/python -m pip install pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/lock.txt
 
 docs: $(package) ## build the documentation, in build/docs; a warning is an error
 	$(python) -m sphinx -W --keep-going -b html docs build/docs
