@@ -205,6 +205,27 @@ def test_meta() -> None:
     assert (mean.shape, kept.shape, kept_input.shape) == ((3,), (0,), (4, 0, 5))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("gamma_dtype", [None, torch.float32, torch.bfloat16])
+def test_meta_of_the_backward_pass(device: str, layout: str, gamma_dtype: torch.dtype | None) -> None:
+    """Sizes, strides and dtypes of the gradients, and which are there."""
+    y = arrange(activations((4, 6, 5, 7), torch.bfloat16, device), layout)
+    gamma = None if gamma_dtype is None else torch.rand(6, dtype=gamma_dtype, device=device) + 0.5
+    mean, invstd, kept, kept_input = ops.batchnorm_act_forward_(
+        y, gamma, None, None, None, True, 0.1, EPS, "leaky_relu", 0.01
+    )
+    given = (torch.randn_like(y), y, kept, kept_input, gamma, None, mean, invstd)
+    shadows = [None if tensor is None else tensor.to("meta") for tensor in given]
+    for mask in ([True, True, True], [True, False, True], [False, True, False]):
+        real = ops.batchnorm_act_backward_from_output(*given, True, "leaky_relu", 0.01, mask)
+        meta = ops.batchnorm_act_backward_from_output(*shadows, True, "leaky_relu", 0.01, mask)
+        for got, want in zip(meta, real, strict=True):
+            assert (got is None) == (want is None)
+            if want is not None:
+                facts = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in (got, want)]
+                assert got.is_meta and facts[0] == facts[1]
+
+
 # ---- in phases ----
 
 
