@@ -165,6 +165,19 @@ TEST(ElementwisePartition, CutsSmallTensors) {
   }
 }
 
+// Every region has work per channel: coefficients to spread, sums to merge in double. Few rows would not be worth it.
+TEST(RowPartition, HasRowsEnoughForTheWorkPerChannel) {
+  for (const int64_t rows : {32 * 49, 32 * 196, 32 * 784}) {
+    for (const Cut cut : {plan::reduction_partition, plan::elementwise_partition}) {
+      for (const int64_t bytes : {2, 4, 8}) {
+        const Partition part = cut({32, 2048, rows / 32, Layout::channels_last}, bytes);
+        EXPECT_GE(part.chunk, std::min<int64_t>(196, rows / 8)) << rows << " rows, " << bytes << " bytes";
+        EXPECT_GE(part.chunks(), 8) << rows << " rows, " << bytes << " bytes";
+      }
+    }
+  }
+}
+
 TEST(ReductionPartition, BoundsTheNumberOfRowChunks) {
   EXPECT_LE(plan::reduction_partition({1 << 24, 8, 1, Layout::channels_last}, 4).chunks(), 128);
 }

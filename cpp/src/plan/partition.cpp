@@ -12,6 +12,7 @@ constexpr int64_t kRegionElements = 65536;    // per reduction region by runs
 constexpr int64_t kRegionBytes = 512 * 1024;  // per region where only the overhead per region matters, at most
 constexpr int64_t kLeastElements = 16384;     // per such region, where a small tensor is cut for several threads
 constexpr int64_t kMaxRowChunks = 64;         // bounds the cost of merging the chunks' statistics
+constexpr int64_t kLeastRows = 256;           // over which the work per channel of a region is spread
 constexpr int64_t kShares = 8;                // threads for which parts are even
 constexpr int64_t kColumnAlignment = 32;      // columns: whole packs of every type, so that rows can be streamed
 
@@ -46,7 +47,8 @@ Partition row_partition(const Shape& shape, int64_t bytes_per_value) {
   int64_t aligned = kColumnAlignment / std::gcd(inner, kColumnAlignment);
   while (aligned > most) aligned /= 2;
   const int64_t group = even_part(shape.c, most / aligned * aligned, aligned);
-  const int64_t enough = divide_up(region_bytes(shape, bytes_per_value), group * inner * bytes_per_value);
+  const int64_t of_bytes = divide_up(region_bytes(shape, bytes_per_value), group * inner * bytes_per_value);
+  const int64_t enough = std::max(of_bytes, std::min(kLeastRows, divide_up(rows, kShares)));
   const int64_t whole_packs = kColumnAlignment / std::gcd(shape.c * inner, kColumnAlignment);
   const int64_t most_rows = round_up(std::max(enough, divide_up(rows, kMaxRowChunks)), whole_packs);
   return {shape.c, shape.n * shape.s, group, even_part(rows, most_rows, whole_packs) * inner};
