@@ -85,8 +85,7 @@ def benchmark(
         bool, typer.Option("--onednn", help="also oneDNN's batch norm, where it supports the case")
     ] = False,
     floor: Annotated[
-        bool,
-        typer.Option("--floor", help="also the bare passes over memory, a lower bound; needs a compiler"),
+        bool, typer.Option("--floor", help="also the bare passes over memory, a lower bound; CPU, needs a compiler")
     ] = False,
     batch: Annotated[int, typer.Option(min=2, help="images at once in the groups resnet50 and mobilenetv2")] = 32,
     seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed")] = 0.5,
@@ -103,7 +102,7 @@ def benchmark(
     console = _console()
     chosen = _load_my_ops(threads, device)
 
-    from profiling.measure.bare_passes import BarePasses
+    from profiling.measure import bare_passes
     from profiling.output import plots, tables
     from profiling.suites import benchmark, suite_figures, suite_tables
 
@@ -112,9 +111,11 @@ def benchmark(
         directions = benchmark.select_directions(direction)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if floor and (reason := bare_passes.obstacle(chosen, [task.dtype for task in tasks])):
+        raise typer.BadParameter(reason, param_hint="--floor")
     path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
     peers = benchmark.implementations(compiled, onednn, chosen)
-    floors = [BarePasses(sliced=True), BarePasses(sliced=False)] if floor else []
+    floors = [bare_passes.BarePasses(sliced) for sliced in (True, False)] if floor else []
     keep = partial(benchmark.write, path=path)
     suite = benchmark.run(tasks, directions, peers, seconds, chosen, console, keep, floors)
     for table in suite_tables.of(suite):

@@ -1,22 +1,27 @@
 """The floor of the benchmark does the work it stands for: every value is read and written, in all its orders."""
+# ruff: noqa: E402 (what profiling imports may be missing on a machine that only runs the operators)
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+for package in ("matplotlib", "msgspec", "rich", "sklearn", "transformers", "typer"):
+    pytest.importorskip(package, reason=f"profiling needs {package}: pip install -r requirements/compare.txt")
+
 from typer.testing import CliRunner
 
 from profiling import cli
 from profiling.measure import allocator, bare_passes
 
-pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in bare_passes._FLAGS, reason="needs a CPU with AVX2 or AVX512"
-)
+OBSTACLE = bare_passes.obstacle(torch.device("cpu"), [])
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 ROUNDINGS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
@@ -37,12 +42,24 @@ def test_other_dtypes_are_refused() -> None:
         bare_passes._operator()(None, torch.zeros(4096, dtype=torch.float64), 4096, False, False)
 
 
-def test_benchmark_has_the_floor_beside_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_restart: Callable[..., Any] = lambda setting: None  # noqa: E731
-    monkeypatch.setattr(allocator, "run_under", no_restart)
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch, restore_threads: None) -> Callable[..., Any]:
+    """The command inside this process, which keeps its own allocator, on one thread."""
+    monkeypatch.setattr(allocator, "run_under", lambda wanted: None)
+    return lambda *options: CliRunner().invoke(cli.app, ["benchmark", "--floor", *options, "--threads", "1"])
+
+
+def test_benchmark_has_the_floor_beside_each_row(benchmark: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    options = ["--shapes", "4x32x8x8", "--dtype", "bfloat16", "--seconds", "0", "--threads", "1", "--output", str(path)]
-    done = CliRunner().invoke(cli.app, ["benchmark", "--floor", *options])
+    done = benchmark("--shapes", "4x32x8x8", "--dtype", "bfloat16", "--seconds", "0", "--output", str(path))
     assert done.exit_code == 0, done.output
     rows = json.loads(path.read_bytes())["rows"]
     assert len(rows) == 2 * 3 and all({"bare, sliced", "bare, whole"} <= set(row["peers"]) for row in rows)
+
+
+def test_what_it_cannot_measure_is_one_sentence(benchmark: Callable[..., Any], tmp_path: Path) -> None:
+    done = benchmark("--shapes", "4x32x8x8", "--dtype", "float64", "--output", str(tmp_path / "figures.json"))
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.output).split())
+    assert done.exit_code == 2 and "expected dtypes float32, bfloat16, float16, got float64" in said
+    assert bare_passes.obstacle(torch.device("cuda"), []) == "expected device cpu, got cuda"
+    assert not any(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 // What is left of a batch norm without channels: the same passes over memory with the least arithmetic, on flat arrays.
-// No batch norm that makes these passes is faster, so this is a floor to judge ours by; it is not a batch norm.
+// A floor to judge batch norms by that make these passes; it is not one. Conversions from and to 16 bits are PyTorch's.
 //
 //   forward    slice by slice: sums of x and x^2, then y = x * a + b backwards over the slice
-//   backward   slice by slice: sums of dy and dy * x, then dx = dy * a + x * b + c backwards
+//   backward   slice by slice: sums of dy and dy * x, then dx = x * a + b + dy * c backwards
 //   inference  y = x * a + b
 //
 // A slice that fits the L2 cache is read again from there; one slice for all is read again from where it then is, the
@@ -99,7 +99,7 @@ void sums(const T* g, const T* x, int64_t begin, int64_t end) {
   sink.store(values[0], std::memory_order_relaxed);
 }
 
-/// y = x * a + b over [begin, end), backwards in blocks; g * a + x * b + c where there is a g.
+/// y = x * a + b over [begin, end), backwards in blocks; x * a + b + g * c where there is a g.
 template <bool streaming, class T>
 void map(const T* g, const T* x, T* y, int64_t begin, int64_t end) {
   constexpr int64_t block = 4096;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +22,21 @@ _FLAGS = {
 }
 
 
+def obstacle(device: torch.device, dtypes: Iterable[torch.dtype]) -> str | None:
+    """Why they cannot be measured here, if so."""
+    from torch.utils import cpp_extension
+
+    if device.type != "cpu":
+        return f"expected device cpu, got {device.type}"
+    if torch.float64 in dtypes:
+        return "expected dtypes float32, bfloat16, float16, got float64"
+    if _capability() not in _FLAGS:
+        return f"expected a CPU with AVX2 or AVX512, got {_capability()}"
+    return None if cpp_extension.is_ninja_available() else "expected ninja on the PATH, found none"
+
+
 class BarePasses:
-    """Not a batch norm, but what none can beat that makes the same passes.
+    """Not a batch norm, but the floor of those that make the same passes.
 
     ``sliced``: every slice is read again from the L2 cache. A batch norm can do so where a channel, or a few side by
     side, make up a slice; in a channels-last image only by columns, in short pieces. Else all is read, then read again.
@@ -51,14 +64,16 @@ def _last_level_cache() -> int:
     return known if known > 0 else 32 * 2**20
 
 
+def _capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
 @functools.cache
 def _operator() -> Callable[..., Tensor]:
-    """Compiled when first asked for, which takes half a minute. RuntimeError where the CPU has no AVX2."""
+    """Compiled when first asked for, which takes half a minute."""
     from torch.utils import cpp_extension
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability not in _FLAGS:
-        raise RuntimeError(f"bare passes: expected a CPU with AVX2 or AVX512, got {capability}")
+    capability = _capability()
     defines = (f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}")
     cpp_extension.load(
         "my_ops_bare_passes",
