@@ -134,8 +134,10 @@ def check_act_backward(
     _, mean, invstd, mask = ops.batchnorm_act_forward(*act_arguments(args, name, residual))
     z = preactivation(args, residual, reference.given(mean), upcast(invstd))
     dz = gradient_of_z(grad_output, args, name, z)
+    kept = wanted[1] or residual is not None  # dz passes through memory, rounded
+    least = kept * torch.finfo(args.input.dtype).smallest_normal  # of smaller values as much is rounded off as of this
     value = reference.backward(dz.value, args.input, args.gamma, mean, invstd, args.training)
-    scale = reference.backward(dz.scale, args.input, args.gamma, mean, invstd, args.training)
+    scale = reference.backward(dz.scale + least, args.input, args.gamma, mean, invstd, args.training)
     masked = residual is not None and name in MASKED
     saved = (args.input, None if masked else residual, mask, args.gamma, args.beta, mean, invstd)
     with unchanged(grad_output, *saved):
@@ -144,7 +146,6 @@ def check_act_backward(
     dtype = args.input.dtype
     vector_dtype = accumulation_dtype(dtype) if args.gamma is None else args.gamma.dtype
     factor = TOLERANCES[dtype].backward
-    kept = wanted[1] or residual is not None  # dz passes through memory, rounded
     want = {
         "grad_input": (Result(value.grad_input.value, scale.grad_input.scale), dtype, kept),
         "grad_residual": (dz, dtype, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -96,6 +97,16 @@ def test_mask_of_every_shape(device: str, dtype: torch.dtype, layout: str) -> No
 def test_large_results(device: str, name: str, layout: str, with_residual: bool) -> None:
     """More than a quarter of a last-level cache, written past it; many regions."""
     check(*_insert(problem((12, 72, 62, 62), layout, torch.float32, device, True, with_residual), name))
+
+
+@pytest.mark.parametrize("name", ["identity", "silu", "gelu_tanh"])
+def test_gradients_below_the_smallest_normal(device: str, dtype: torch.dtype, training: bool, name: str) -> None:
+    """dz, rounded to the input's dtype on its way, loses as much as a larger one; gamma makes it more."""
+    args, residual = problem((16, 9, 8, 15), "contiguous", dtype, device, training, True)
+    args = replace(args, gamma=(args.gamma.abs() + 4).to(args.gamma.dtype))
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    dy = (torch.randn(args.input.shape, dtype=DOUBLE, device=device) * 8 * step).to(dtype)
+    check_act_backward(dy, args, name, residual)
 
 
 @pytest.mark.parametrize("wanted", [w for w in product([True, False], repeat=4) if any(w)], ids=str)
