@@ -17,7 +17,7 @@ from profiling.output.plots import COLOURS, INK, drawn
 from profiling.suites.benchmark import Suite
 
 _MARKERS = {"contiguous": "o", "channels_last": "D"}
-_OTHERS = ("#6f7b88", "#a98bb5", "#8193ab")
+_OTHERS = ("#6f7b88", "#a98bb5", "#8193ab", "#b59f78")  # compiled native, oneDNN and both floors
 
 
 def of(suite: Suite) -> Figure:
