@@ -23,6 +23,7 @@ using at::Tensor;
 using F = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = F::size();
+constexpr int64_t kAhead = 768;                      // bytes, as my_ops asks ahead (cpp/src/cpu/simd/packs.h)
 constexpr float kA = 1.25F, kB = -0.5F, kC = 0.75F;  // any that are neither 0 nor 1
 
 auto to_float(const at::vec::Vectorized<at::BFloat16>& v) { return at::vec::convert_bfloat16_float(v); }
@@ -36,6 +37,7 @@ struct Pair {
   F low, high;
 
   static Pair load(const T* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
     if constexpr (std::is_same_v<T, float>) {
       return {F::loadu(p), F::loadu(p + kLanes)};
     } else {
@@ -58,6 +60,7 @@ struct Pair {
   template <bool streaming, class V>
   static void put(T* p, V v) {
     if constexpr (!streaming) {
+      __builtin_prefetch(p);
       v.store(p);
     } else if constexpr (sizeof(V) == sizeof(__m256i)) {
       alignas(32) T values[V::size()];

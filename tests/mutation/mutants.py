@@ -118,7 +118,11 @@ MUTANTS = [
         ("identity) return {};", "1", "0"),
         ("bits = {};", "read_bits<T>(mask, i, lanes)", "~read_bits<T>(mask, i, lanes)"),
         ("lanes, {});", "positive_values<T>(inside)", "positive_values<T>(Pack<T>{} - inside)"),
-        ("residual ? {} : z;", "z + load(residual + i, lanes, Pack<T>{})", "z - load(residual + i, lanes, Pack<T>{})"),
+        (
+            "residual ? {} : z;",
+            "z + load_ahead(residual + i, lanes, Pack<T>{})",
+            "z - load_ahead(residual + i, lanes, Pack<T>{})",
+        ),
     ),
     # Chunks and their order, scratch, the counter.
     *_of(

@@ -72,7 +72,7 @@ struct Activated {
  private:
   template <class Lanes>
   MY_OPS_INLINE Pack<T> joined(Pack<T> z, int64_t i, Lanes lanes) const {
-    return residual ? z + load(residual + i, lanes, Pack<T>{}) : z;
+    return residual ? z + load_ahead(residual + i, lanes, Pack<T>{}) : z;
   }
 };
 
@@ -121,7 +121,7 @@ struct Masked {
 
   template <class Lanes>
   MY_OPS_INLINE Pack<T> output(Pack<T> z, int64_t i, Lanes lanes) const {
-    z += load(residual + i, lanes, Pack<T>{});
+    z += load_ahead(residual + i, lanes, Pack<T>{});
     if (written) {
       const Pack<T> inside = each_vector([&](auto v) { return act.inside(v); }, z);
       write_bits<T>(written, i, lanes, positive_values<T>(inside));

@@ -24,7 +24,7 @@ void stats_by_runs(const T* x, const Shape& shape, const Region& region, const A
                      Pack<T> q[kSlots<T>] = {};
                      for_packs<T>(length, [&](int64_t i, int slot, auto lanes) {
                        for (int r = 0; r < side.count; ++r) {
-                         const Pack<T> d = load(x + element + r * side.apart + i, lanes, k) - k;
+                         const Pack<T> d = load_ahead(x + element + r * side.apart + i, lanes, k) - k;
                          s[(slot + r) % kSlots<T>] += d;
                          q[(slot + r) % kSlots<T>] += d * d;
                        }
@@ -49,7 +49,7 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
           Pack<T> s{};
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
-            const Pack<T> d = load(x + element + r * side.apart + j, lanes, k) - k;
+            const Pack<T> d = load_ahead(x + element + r * side.apart + j, lanes, k) - k;
             s += d;
             q += d * d;
           }
@@ -134,8 +134,12 @@ MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& re
 
 /// out[r * apart] = map(r, r * apart) for the packs side by side. All are loaded before any is stored: a load has to
 /// wait for a store before it whose address has the same 12 low bits, and images are often whole pages apart.
+/// A store asks for its line of memory when its turn comes, after all that was before it; here it is asked for earlier.
 template <class T, class Side, class Lanes, class Map>
 MY_OPS_INLINE void map_packs(T* out, Side side, Lanes lanes, Map map) {
+  if constexpr (!std::is_same_v<Lanes, Stream>) {
+    for (int r = 0; r < side.count; ++r) ask_for(out + r * side.apart);
+  }
   Pack<T> values[side.count];
   for (int r = 0; r < side.count; ++r) values[r] = map(r, r * side.apart);
   for (int r = 0; r < side.count; ++r) store(out + r * side.apart, lanes, values[r]);
@@ -152,7 +156,7 @@ void apply_by_runs(const T* x, T* y, const Shape& shape, const Region& region, c
         for_packs<T, Full, kUnrolled<T, E>>(head<Full>(y + element), length, [&](int64_t i, int, auto lanes) {
           map_packs<T>(y + element + i, side, lanes, [&](int r, int64_t ahead) {
             const int64_t at = element + i + ahead;
-            const Pack<T> z = (load(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r];
+            const Pack<T> z = (load_ahead(x + at, lanes, center[r]) - center[r]) * scale[r] + shift[r];
             return epilogue.output(z, at, lanes);
           });
         });
@@ -175,7 +179,7 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
       const Pack<T> shift = shifts.at(j);
       map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
-        return epilogue.output((load(x + i, lanes, center) - center) * scale + shift, i, lanes);
+        return epilogue.output((load_ahead(x + i, lanes, center) - center) * scale + shift, i, lanes);
       });
     });
   });
@@ -230,9 +234,9 @@ void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const 
                      for_packs<T, All, kUnrolled<T, E>>(0, length, [&](int64_t i, int slot, auto lanes) {
                        for (int r = 0; r < side.count; ++r) {
                          const int64_t at = element + r * side.apart + i;
-                         const Pack<T> d = load(x + at, lanes, mu) - mu;
-                         const Pack<T> g =
-                             epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
+                         const Pack<T> d = load_ahead(x + at, lanes, mu) - mu;
+                         const Pack<T> g = epilogue.gradient(
+                             load_ahead(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
                          epilogue.keep(g, at, lanes);
                          s[(slot + r) % kSlots<T>] += g;
                          q[(slot + r) % kSlots<T>] += g * (d * scale);
@@ -265,8 +269,9 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
             const int64_t i = element + r * side.apart + j;
-            const Pack<T> d = load(x + i, lanes, mu) - mu;
-            const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+            const Pack<T> d = load_ahead(x + i, lanes, mu) - mu;
+            const Pack<T> g =
+                epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
             epilogue.keep(g, i, lanes);
             s += g;
             q += g * (d * scale);
@@ -316,8 +321,8 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
           for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
             map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
               const int64_t at = element + i + ahead;
-              const auto z_here = [&] { return z.of_x(load(x + at, lanes, Pack<T>{}), r); };
-              return epilogue.gradient(load(dy + at, lanes, Pack<T>{}), z_here, at, lanes) * dy_scale[r];
+              const auto z_here = [&] { return z.of_x(load_ahead(x + at, lanes, Pack<T>{}), r); };
+              return epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), z_here, at, lanes) * dy_scale[r];
             });
           });
           return;
@@ -328,8 +333,9 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
         for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
           map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
             const int64_t at = element + i + ahead;
-            const Pack<T> d = load(x + at, lanes, mean[r]) - mean[r];
-            const Pack<T> g = epilogue.gradient(load(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
+            const Pack<T> d = load_ahead(x + at, lanes, mean[r]) - mean[r];
+            const Pack<T> g =
+                epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
             return (g + d * x_scale[r]) * dy_scale[r] + shift[r];
           });
         });
@@ -356,8 +362,8 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
       const Pack<T> shift = shifts.at(j);
       map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
-        const Pack<T> d = load(x + i, lanes, mean) - mean;
-        const Pack<T> g = epilogue.gradient(load(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+        const Pack<T> d = load_ahead(x + i, lanes, mean) - mean;
+        const Pack<T> g = epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
         return (g + d * x_scale) * dy_scale + shift;
       });
     });
@@ -377,8 +383,8 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
       const Pack<T> dy_scale = dy_scales.at(j);
       map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
-        const auto z_here = [&] { return z(load(x + i, lanes, means.at(j)) - means.at(j), j); };
-        return epilogue.gradient(load(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+        const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j), j); };
+        return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
       });
     });
   });
