@@ -108,7 +108,7 @@ MY_OPS_INLINE Pack<T> load(const T* p, Stream, Pack<T> fill) {
   return load(p, All{}, fill);
 }
 
-/// Asks for a line of memory, which may lie beyond the tensor. The baseline's vectors are too short for it to pay.
+/// Asks for a line of memory, which may lie beyond the tensor. The baseline's vectors would ask for each four times.
 MY_OPS_INLINE void ask_for(const void* p) {
   if constexpr (kVecBytes > 16) __builtin_prefetch(p);
 }
