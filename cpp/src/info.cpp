@@ -1,6 +1,7 @@
 #include "my_ops/info.h"
 
 #include "cpu/capability.h"
+#include "cpu/last_level_cache.h"
 #include "my_ops/version.h"
 
 namespace my_ops {
@@ -11,7 +12,8 @@ std::string build_info() {
   const std::string cuda = MY_OPS_CUDA_VERSION;
   return std::string("{\"version\": \"") + MY_OPS_VERSION + "\", \"torch\": \"" + MY_OPS_TORCH_VERSION +
          "\", \"cuda\": " + (cuda.empty() ? "null" : "\"" + cuda + "\"") + ", \"compiler\": \"" + MY_OPS_COMPILER +
-         "\", \"cpu_capability\": \"" + cpu_capability() + "\"}";
+         "\", \"cpu_capability\": \"" + cpu_capability() +
+         "\", \"last_level_cache\": " + std::to_string(cpu::last_level_cache()) + "}";
 }
 
 }  // namespace my_ops

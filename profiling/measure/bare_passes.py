@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -58,10 +58,10 @@ class BarePasses:
         return partial(_operator(), grad_output, x, slice_, reduces, x.nbytes > _last_level_cache() / 4)
 
 
+@functools.cache
 def _last_level_cache() -> int:
-    """Bytes, as ``cpp/src/cpu/elements.cpp`` finds them."""
-    known = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0
-    return known if known > 0 else 32 * 2**20
+    """Bytes, as my_ops finds them."""
+    return int(json.loads(torch.ops.my_ops.build_info())["last_level_cache"])
 
 
 def _capability() -> str:

@@ -11,7 +11,8 @@ namespace my_ops {
 /// The instruction set in use by the CPU kernels: "default", "avx2" or "avx512".
 std::string cpu_capability();
 
-/// JSON object with version, torch, cuda (null for a CPU build), compiler and cpu_capability.
+/// JSON object with version, torch, cuda (null for a CPU build), compiler, cpu_capability and last_level_cache (bytes;
+/// what is larger than a quarter of it is written past it).
 std::string build_info();
 
 }  // namespace my_ops

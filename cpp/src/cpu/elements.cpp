@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cpu/last_level_cache.h"
+
 namespace my_ops::cpu {
 namespace {
 
@@ -30,13 +32,7 @@ at::Tensor empty_image(const at::Tensor& like) {
 }
 
 bool streams(const at::Tensor& output) {
-  static const int64_t last_level = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes > 0) return bytes;
-#endif
-    return int64_t{32} << 20;
-  }();
+  static const int64_t last_level = last_level_cache();
   return static_cast<int64_t>(output.nbytes()) > last_level / 4;
 }
 
