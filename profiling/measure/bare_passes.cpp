@@ -23,7 +23,14 @@ using at::Tensor;
 using F = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = F::size();
-constexpr int64_t kAhead = 768;                      // bytes, as my_ops asks ahead (cpp/src/cpu/simd/packs.h)
+
+// Bytes from what is loaded to what is asked for, as in my_ops (Tuning of cpp/src/cpu/kernels.h): of the L1 cache on
+// Intel's processors, elsewhere, where sums are of a large tensor, of the L2 cache.
+const bool kIntel = __builtin_cpu_is("intel");
+const int64_t kAhead = kIntel ? 768 : 0;
+constexpr int64_t kFarAhead = 2048;
+constexpr int64_t kFarFrom = 8 << 20;
+
 constexpr float kA = 1.25F, kB = -0.5F, kC = 0.75F;  // any that are neither 0 nor 1
 
 auto to_float(const at::vec::Vectorized<at::BFloat16>& v) { return at::vec::convert_bfloat16_float(v); }
@@ -36,8 +43,13 @@ struct Pair {
   static constexpr int64_t size = 2 * kLanes;
   F low, high;
 
+  template <bool far = false>
   static Pair load(const T* p) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+    if constexpr (far) {
+      __builtin_prefetch(reinterpret_cast<const char*>(p) + kFarAhead, 0, 2);
+    } else {
+      __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+    }
     if constexpr (std::is_same_v<T, float>) {
       return {F::loadu(p), F::loadu(p + kLanes)};
     } else {
@@ -79,13 +91,13 @@ struct Pair {
 std::atomic<float> sink;  // so that sums are not optimised away
 
 /// Sums over [begin, end): of g and g * x; of x and x * x where there is no g.
-template <class T>
+template <bool far, class T>
 void sums(const T* g, const T* x, int64_t begin, int64_t end) {
   F first[4] = {F(0), F(0), F(0), F(0)};
   F second[4] = {F(0), F(0), F(0), F(0)};
   const auto add = [&](int64_t i, int slot) {
-    const auto v = Pair<T>::load(x + i);
-    const auto u = g ? Pair<T>::load(g + i) : v;
+    const auto v = Pair<T>::template load<far>(x + i);
+    const auto u = g ? Pair<T>::template load<far>(g + i) : v;
     first[slot] = first[slot] + u.low;
     first[slot + 1] = first[slot + 1] + u.high;
     second[slot] = at::vec::fmadd(u.low, v.low, second[slot]);
@@ -129,16 +141,17 @@ void run(const T* g, const T* x, T* y, int64_t n, int64_t slice, bool reduces) {
       for (int64_t i = first; i < last; ++i) body(i * part, std::min(n, (i + 1) * part));
     });
   };
+  const auto reduce = !kIntel && n * static_cast<int64_t>(sizeof(T)) > kFarFrom ? sums<true, T> : sums<false, T>;
   const int64_t threads = at::get_num_threads();
   const int64_t share = ((n + threads - 1) / threads + unit - 1) / unit * unit;
   if (!reduces) {
     parallel(share, [&](int64_t b, int64_t e) { map<streaming>(g, x, y, b, e); });
   } else if (slice >= n) {
-    parallel(share, [&](int64_t b, int64_t e) { sums(g, x, b, e); });
+    parallel(share, [&](int64_t b, int64_t e) { reduce(g, x, b, e); });
     parallel(share, [&](int64_t b, int64_t e) { map<streaming>(g, x, y, b, e); });
   } else {
     parallel(std::min(share, slice), [&](int64_t b, int64_t e) {
-      sums(g, x, b, e);
+      reduce(g, x, b, e);
       map<streaming>(g, x, y, b, e);
     });
   }

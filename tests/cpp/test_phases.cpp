@@ -149,11 +149,14 @@ class Phases : public testing::Test {
         for (int64_t g = 0; g < part.groups(); ++g) {
           for (int64_t k = 0; k < part.chunks(); ++k) regions.push_back(part.region(g, k));
         }
+        tune = set.table().tune;
         body(Element<T>::kernels(set.table()), shape, regions);
         if (this->HasFatalFailure()) return;
       }
     }
   }
+
+  void (*tune)(const Tuning&);  // of the kernels that body has got
 
   static constexpr double kUnit = sizeof(A) == 8 ? 0x1p-53 : 0x1p-24;
   /// One rounding to the element type; float16 is the one whose subnormals (2^-24 apart) come into reach.
@@ -287,6 +290,56 @@ TYPED_TEST(Phases, BackwardApplyInTrainingAndEval) {
               << "channel " << c << " value " << v;
         }
       }
+    }
+  });
+}
+
+/// Bits of everything that the phases compute.
+template <class T, class A = Accumulator<T>>
+struct Results {
+  std::vector<double> mean, m2, sum_dy, sum_dy_xhat;
+  std::vector<T> y, dx;
+
+  bool operator==(const Results& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+    };
+    return same(mean, other.mean) && same(m2, other.m2) && same(sum_dy, other.sum_dy) &&
+           same(sum_dy_xhat, other.sum_dy_xhat) && same(y, other.y) && same(dx, other.dx);
+  }
+};
+
+TYPED_TEST(Phases, TuningChangesNoBit) {
+  using T = TypeParam;
+  using A = Accumulator<T>;
+  this->for_all([&](const Kernels<T>& kernels, const Shape& shape, const std::vector<Region>& regions) {
+    const auto x = this->values(shape, 3.0, 2.0, 20);
+    const auto dy = this->values(shape, 0.5, 1.0, 21);
+    const auto a = this->per_channel(shape, 2, 4, 22);
+    const auto b = this->per_channel(shape, 0.4, 0.6, 23);
+    const auto c = this->per_channel(shape, -1, 1, 24);
+    const ForwardCoefficients<A> forward{a.data(), b.data(), c.data()};
+    const BackwardCoefficients<A> backward{a.data(), b.data(), c.data(), c.data()};
+    const auto results = [&](const Tuning& tuning, bool stream) {
+      this->tune(tuning);
+      const std::vector<double> channels(shape.c);
+      const std::vector<T> image(x.size());
+      Results<T> got{channels, channels, channels, channels, image, image};
+      for (const Region& region : regions) {
+        kernels.stats(x.data(), shape, region, got.mean.data(), got.m2.data());
+        kernels.apply(x.data(), got.y.data(), shape, region, forward, stream);
+        kernels.backward_reduce(dy.data(), x.data(), shape, region, a.data(), b.data(), got.sum_dy.data(),
+                                got.sum_dy_xhat.data());
+        kernels.backward_apply(dy.data(), x.data(), got.dx.data(), shape, region, backward, stream);
+      }
+      this->tune({});
+      return got;
+    };
+    for (const bool stream : {false, true}) {
+      const auto want = results({}, stream);
+      ASSERT_TRUE(want == results({.ahead = 768}, stream)) << "stream " << stream;
+      ASSERT_TRUE(want == results({.far_from = 0}, stream)) << "stream " << stream;
+      ASSERT_TRUE(want == results({.image_in_parts = false}, stream)) << "stream " << stream;
     }
   });
 }

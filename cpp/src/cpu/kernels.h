@@ -131,8 +131,17 @@ struct Kernels {
                              const BackwardCoefficients<A>&, const Epilogue<T>&, bool stream);
 };
 
+/// What suits one maker's processors and not another's. The results have the same bits whatever it says.
+struct Tuning {
+  int64_t ahead = 0;             // bytes from what is loaded to what the L1 cache is asked for
+  int64_t far_from = INT64_MAX;  // bytes of x: what is larger is asked of memory for the L2 cache instead, when reduced
+  bool image_in_parts = true;    // whether maps walk an image, where it has long runs, in several parts together
+};
+
 /// All kernels of an instruction set; first those that do not depend on the element type.
 struct KernelTable {
+  /// Before the first call of a kernel. Of each table on its own.
+  void (*tune)(const Tuning&);
   /// Joins the moments of `more` values to those of `count` values, for n channels.
   void (*merge_moments)(double* mean, double* m2, int64_t count, const double* more_mean, const double* more_m2,
                         int64_t more, int64_t n);

@@ -108,19 +108,44 @@ MY_OPS_INLINE Pack<T> load(const T* p, Stream, Pack<T> fill) {
   return load(p, All{}, fill);
 }
 
+/// Of all phases that this instruction set has.
+Tuning tuning;
+
 /// Asks for a line of memory, which may lie beyond the tensor. The baseline's vectors would ask for each four times.
 MY_OPS_INLINE void ask_for(const void* p) {
   if constexpr (kVecBytes > 16) __builtin_prefetch(p);
 }
 
-/// Bytes from what is loaded to what is asked for. Of itself a core begins its prefetching anew in every 4 KiB page.
-constexpr int64_t kAhead = 768;
+// Whom a load asks for what the next loads will read, which follows in memory. Of itself a core begins its prefetching
+// anew in every 4 KiB page.
 
-/// load(), where the next loads follow in memory.
-template <class T, class Lanes>
+/// The L1 cache. With a distance of 0 this is the load's own line, and costs nothing.
+struct Near {
+  MY_OPS_INLINE static void ask(const char* p) { ask_for(p + tuning.ahead); }
+};
+
+/// The L2 cache, for tensors in memory.
+struct Far {
+  static constexpr int64_t kAhead = 2048;
+  MY_OPS_INLINE static void ask(const char* p) {
+    if constexpr (kVecBytes > 16) __builtin_prefetch(p + kAhead, 0, 2);
+  }
+};
+
+template <class Ahead = Near, class T, class Lanes>
 MY_OPS_INLINE Pack<T> load_ahead(const T* p, Lanes lanes, Pack<T> fill) {
-  ask_for(reinterpret_cast<const char*>(p) + kAhead);
+  Ahead::ask(reinterpret_cast<const char*>(p));
   return load(p, lanes, fill);
+}
+
+/// use(Near or Far) for reading all of a tensor.
+template <class T, class Use>
+MY_OPS_INLINE void with_ahead(const plan::Shape& shape, Use use) {
+  if (shape.n * shape.c * shape.s * static_cast<int64_t>(sizeof(T)) > tuning.far_from) {
+    use(Far{});
+  } else {
+    use(Near{});
+  }
 }
 
 /// Stretches of memory that are walked together, each `apart` elements behind the one before. Several streams keep more

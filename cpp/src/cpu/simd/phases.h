@@ -14,7 +14,7 @@ namespace {
 
 // ---- stats: sums of x - pivot and of its square, per channel ----
 
-template <class T, class A = Accumulator<T>>
+template <class Ahead, class T, class A = Accumulator<T>>
 void stats_by_runs(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
   RunSums<T> accumulators;
   accumulators.run(shape, region, sums.first, sums.second,
@@ -24,7 +24,7 @@ void stats_by_runs(const T* x, const Shape& shape, const Region& region, const A
                      Pack<T> q[kSlots<T>] = {};
                      for_packs<T>(length, [&](int64_t i, int slot, auto lanes) {
                        for (int r = 0; r < side.count; ++r) {
-                         const Pack<T> d = load_ahead(x + element + r * side.apart + i, lanes, k) - k;
+                         const Pack<T> d = load_ahead<Ahead>(x + element + r * side.apart + i, lanes, k) - k;
                          s[(slot + r) % kSlots<T>] += d;
                          q[(slot + r) % kSlots<T>] += d * d;
                        }
@@ -34,7 +34,7 @@ void stats_by_runs(const T* x, const Shape& shape, const Region& region, const A
                    });
 }
 
-template <class T, class A = Accumulator<T>>
+template <class Ahead, class T, class A = Accumulator<T>>
 void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
   const Rows rows = rows_of<T>(shape, region);
   Columns<T> pivots;
@@ -49,7 +49,7 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
           Pack<T> s{};
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
-            const Pack<T> d = load_ahead(x + element + r * side.apart + j, lanes, k) - k;
+            const Pack<T> d = load_ahead<Ahead>(x + element + r * side.apart + j, lanes, k) - k;
             s += d;
             q += d * d;
           }
@@ -65,8 +65,11 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
 
 template <class T, class A = Accumulator<T>>
 void shifted_sums(const T* x, const Shape& shape, const Region& region, const A* pivot, ShiftedSums sums) {
-  const auto phase = plan::by_rows(shape) ? stats_by_rows<T> : stats_by_runs<T>;
-  phase(x, shape, region, pivot, sums);
+  with_ahead<T>(shape, [&](auto ahead) {
+    using Ahead = decltype(ahead);
+    const auto phase = plan::by_rows(shape) ? stats_by_rows<Ahead, T> : stats_by_runs<Ahead, T>;
+    phase(x, shape, region, pivot, sums);
+  });
 }
 
 /// Reads the inaccurate channels again: first with their mean as the pivot; in double what then still has no finite M2,
@@ -218,7 +221,7 @@ void act_apply(const T* x, T* y, const Shape& shape, const Region& region, const
 
 // ---- backward_reduce: sums of dz and of dz * xhat, per channel; dz is what the epilogue makes of dy ----
 
-template <class T, class E, class A = Accumulator<T>>
+template <class Ahead, class T, class E, class A = Accumulator<T>>
 void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                              const A* invstd, const AffineOfZ<A>& affine_of_z, double* sum_dz, double* sum_dz_xhat,
                              E epilogue) {
@@ -234,9 +237,9 @@ void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const 
                      for_packs<T, All, kUnrolled<T, E>>(0, length, [&](int64_t i, int slot, auto lanes) {
                        for (int r = 0; r < side.count; ++r) {
                          const int64_t at = element + r * side.apart + i;
-                         const Pack<T> d = load_ahead(x + at, lanes, mu) - mu;
+                         const Pack<T> d = load_ahead<Ahead>(x + at, lanes, mu) - mu;
                          const Pack<T> g = epilogue.gradient(
-                             load_ahead(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
+                             load_ahead<Ahead>(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
                          epilogue.keep(g, at, lanes);
                          s[(slot + r) % kSlots<T>] += g;
                          q[(slot + r) % kSlots<T>] += g * (d * scale);
@@ -247,7 +250,7 @@ void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const 
                    });
 }
 
-template <class T, class E, class A = Accumulator<T>>
+template <class Ahead, class T, class E, class A = Accumulator<T>>
 void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                              const A* invstd, const AffineOfZ<A>& affine_of_z, double* sum_dz, double* sum_dz_xhat,
                              E epilogue) {
@@ -269,9 +272,9 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
             const int64_t i = element + r * side.apart + j;
-            const Pack<T> d = load_ahead(x + i, lanes, mu) - mu;
+            const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mu) - mu;
             const Pack<T> g =
-                epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+                epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
             epilogue.keep(g, i, lanes);
             s += g;
             q += g * (d * scale);
@@ -289,8 +292,12 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
 template <class T, class E, class A = Accumulator<T>>
 void backward_reduce_epilogue(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                               const A* invstd, const AffineOfZ<A>& z, double* sum_dz, double* sum_dz_xhat, E epilogue) {
-  const auto phase = plan::by_rows(shape) ? backward_reduce_by_rows<T, E> : backward_reduce_by_runs<T, E>;
-  phase(dy, x, shape, region, mean, invstd, z, sum_dz, sum_dz_xhat, epilogue);
+  with_ahead<T>(shape, [&](auto ahead) {
+    using Ahead = decltype(ahead);
+    const auto phase =
+        plan::by_rows(shape) ? backward_reduce_by_rows<Ahead, T, E> : backward_reduce_by_runs<Ahead, T, E>;
+    phase(dy, x, shape, region, mean, invstd, z, sum_dz, sum_dz_xhat, epilogue);
+  });
 }
 
 template <class T, class A = Accumulator<T>>
@@ -444,8 +451,15 @@ constexpr Kernels<T> kernels_of() {
           &act_backward_apply<T>};
 }
 
+void tune(const Tuning& chosen) { tuning = chosen; }
+
 constexpr KernelTable make_table() {
-  return {&merge_moments,       &add, kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(),
+  return {&tune,
+          &merge_moments,
+          &add,
+          kernels_of<double>(),
+          kernels_of<float>(),
+          kernels_of<bfloat16>(),
           kernels_of<float16>()};
 }
 

@@ -11,10 +11,11 @@ namespace {
 constexpr int64_t kLongStretch = 8192;
 
 /// body(element, SideBySide, length) for the stretches of channel c0 that make up its values v..end-1: those of several
-/// images side by side where there are enough of them, and parts of a long one. The stretch of the next channel of the
-/// same image lies S elements behind.
+/// images side by side where there are enough of them, and parts of a long one if they are to go together. The stretch
+/// of the next channel of the same image lies S elements behind.
 template <class T, int64_t many = plan::kSideBySide, class Body>
-MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v, int64_t end, Body body) {
+MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v, int64_t end, Body body,
+                                 bool parts_together = true) {
   const int64_t image = shape.c * shape.s;
   const bool aligned = many > 1 && image % kPack<T> == 0;
   if (aligned && v % shape.s == 0) {
@@ -27,29 +28,33 @@ MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v
     const int64_t position = v % shape.s;
     const int64_t length = shape.s - position < end - v ? shape.s - position : end - v;
     const int64_t element = v / shape.s * image + c0 * shape.s + position;
-    const int64_t part = many > 1 && length > kLongStretch ? length / (many * kPack<T>)*kPack<T> : 0;
+    const int64_t part = many > 1 && parts_together && length > kLongStretch ? length / (many * kPack<T>)*kPack<T> : 0;
     if (part > 0) body(element, SideBySide<many>{part, 0}, part);
     if (many * part < length) body(element + many * part, SideBySide<1>{0, 0}, length - many * part);
     v += length;
   }
 }
 
-/// body(c, element, SideBySide, length) for the stretches of all channels of a region: those of several channels side
-/// by side where it has few images.
+/// body(c, element, SideBySide, length) for the stretches of all channels of a region, to be mapped: those of several
+/// channels side by side where it has few images.
 template <class T, int64_t many, class Body>
 MY_OPS_INLINE void for_all_stretches(const plan::Shape& shape, const plan::Region& region, Body body) {
   const int64_t part = (region.c1 - region.c0) / many;
-  const bool aligned = many > 1 && part * shape.s % kPack<T> == 0;
-  for_stretches<T, many>(shape, region.c0, region.b, region.e, [&](int64_t first, auto side, int64_t length) {
-    int64_t c = region.c0;
-    if constexpr (side.count == 1) {
-      for (; aligned && c < region.c0 + part; ++c) {
-        body(c, first + (c - region.c0) * shape.s, SideBySide<many>{part * shape.s, part}, length);
-      }
-      if (aligned) c = region.c0 + many * part;
-    }
-    for (; c < region.c1; ++c) body(c, first + (c - region.c0) * shape.s, side, length);
-  });
+  const bool together = tuning.image_in_parts || shape.s < plan::kShortRun;
+  const bool aligned = many > 1 && together && part * shape.s % kPack<T> == 0;
+  for_stretches<T, many>(
+      shape, region.c0, region.b, region.e,
+      [&](int64_t first, auto side, int64_t length) {
+        int64_t c = region.c0;
+        if constexpr (side.count == 1) {
+          for (; aligned && c < region.c0 + part; ++c) {
+            body(c, first + (c - region.c0) * shape.s, SideBySide<many>{part * shape.s, part}, length);
+          }
+          if (aligned) c = region.c0 + many * part;
+        }
+        for (; c < region.c1; ++c) body(c, first + (c - region.c0) * shape.s, side, length);
+      },
+      together);
 }
 
 /// Values of one channel that are summed in the accumulation type before the sum goes on in double: 64 terms in each
