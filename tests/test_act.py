@@ -209,14 +209,17 @@ def test_not_finite(device: str, dtype: torch.dtype, name: str) -> None:
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize(("name", "value"), [("relu", -1.0), ("relu6", -1.0), ("relu6", 7.0)])
-def test_relu_stops_infinite_gradients(device: str, name: str, value: float, with_residual: bool) -> None:
-    """0, not 0 * infinity, as a gradient scaler for mixed precision expects."""
+@pytest.mark.parametrize("gradient", [torch.inf, torch.nan])
+@pytest.mark.parametrize(("name", "value"), [("relu", -1.0), ("relu6", -1.0), ("relu6", 7.0), ("leaky_relu", -1.0)])
+def test_relu_stops_infinite_gradients(
+    device: str, name: str, value: float, gradient: float, with_residual: bool
+) -> None:
+    """0, not 0 * infinity, as a gradient scaler for mixed precision expects; leaky_relu with slope 0 is relu."""
     x = torch.full((40, 1), value, device=device)
     zero, one = torch.zeros(1, device=device), torch.ones(1, device=device)
     residual = torch.zeros_like(x) if with_residual else None
     saved = ops.batchnorm_act_apply(x, residual, None, None, zero, one, name, 0.0)[1]
-    dy = torch.full_like(x, torch.inf)
+    dy = torch.full_like(x, gradient)
     grads = ops.batchnorm_act_backward(dy, x, None, saved, None, None, zero, one, False, name)
     assert not any(grad.any() for grad in grads)
 

@@ -104,8 +104,8 @@ MUTANTS = [
     *_of(
         "math/epilogue.h",
         ACT,
-        ("at_least(A(0) - limit, z) * {};", "slope", "A(1)"),
-        ("at_least(A(0) - limit, dy)) * {};", "slope", "A(1)"),
+        ("z : z * {};", "slope", "A(1)"),
+        ("return dy * {};", "slope", "A(1)"),
         ("Math::expm1(at_most(A(0), z)) * {};", "alpha", "A(1)"),
         ("(Math::exp(at_most(A(0), z)) * {});", "alpha", "-alpha"),
         ("bounded * ({}) + linear)", "3 * cubic", "cubic"),

@@ -11,7 +11,8 @@ Activated<T> activated(const Epilogue& a, const Tiling& tiling) {
   const bool identity = a.activation == plan::Activation::identity;
   const bool stops = a.activation == plan::Activation::relu || a.activation == plan::Activation::relu6;
   Activated<T> epilogue{};
-  epilogue.activation = a.activation;
+  const bool leaks_nothing = a.activation == plan::Activation::leaky_relu && a.slope == 0;
+  epilogue.activation = leaks_nothing ? plan::Activation::relu : a.activation;
   epilogue.slope = static_cast<Accumulator<T>>(identity ? 1 : stops ? 0 : a.slope);
   epilogue.residual = static_cast<const T*>(a.residual);
   epilogue.mask = a.mask;

@@ -125,9 +125,10 @@ struct Activated {
   template <int V, class OfValue>
   __device__ __forceinline__ void gradient(A (&dy)[V], const More<V>& more, OfValue z_of_value) const {
     if (mask != nullptr) {
-      const math::Select<A> act(slope);
 #pragma unroll
-      for (int i = 0; i < V; ++i) dy[i] = (more.bits >> i & 1) != 0 ? dy[i] : act.outside(dy[i]);
+      for (int i = 0; i < V; ++i) {
+        if ((more.bits >> i & 1) == 0) dy[i] = slope == A(0) ? A(0) : math::Select<A>{slope}.outside(dy[i]);
+      }
       return;
     }
     with_activation([&](const auto& act) {
@@ -163,6 +164,8 @@ struct Activated {
   __device__ __forceinline__ void with_activation(Use use) const {
     using Gate = math::Gate<A, DeviceMath>;
     switch (activation) {
+      case plan::Activation::relu:
+        return use(math::Relu<A>{});
       case plan::Activation::relu6:
         return use(math::Clamp<A>{});
       case plan::Activation::elu:
@@ -171,7 +174,7 @@ struct Activated {
       case plan::Activation::gelu_tanh:
         return use(activation == plan::Activation::silu ? Gate::silu() : Gate::gelu_tanh());
       default:
-        return use(math::Select<A>(slope));
+        return use(math::Select<A>{slope});
     }
   }
 };

@@ -2,8 +2,6 @@
 // value and for a vector of values V; Math brings exp and expm1 of a V. NaN stays NaN.
 #pragma once
 
-#include <limits>
-
 #include "math/normalization.h"
 
 namespace my_ops::math {
@@ -28,19 +26,12 @@ MY_OPS_HOST_DEVICE V at_most(A bound, V v) {
   return v > wide ? wide : v;
 }
 
-/// leaky_relu: z where z > 0, else slope * z. With slope 0 it is relu, and with slope 1 the identity. For relu the
-/// values are clamped to 0 before they are multiplied with 0: infinity must not make a NaN.
+/// relu: z where z > 0, else 0. Not leaky_relu with slope 0, which makes NaN of infinity.
 template <class A>
-struct Select {
-  A slope;
-  A limit;
-
-  MY_OPS_HOST_DEVICE explicit Select(A slope)
-      : slope(slope), limit(slope == A(0) ? A(0) : std::numeric_limits<A>::infinity()) {}
-
+struct Relu {
   template <class V>
   MY_OPS_HOST_DEVICE V forward(V z) const {
-    return z > V{} ? z : at_least(A(0) - limit, z) * slope;
+    return at_least(A(0), z);
   }
   /// Positive where the derivative is 1; elsewhere the gradient is outside(dy).
   template <class V>
@@ -48,8 +39,31 @@ struct Select {
     return z;
   }
   template <class V>
+  MY_OPS_HOST_DEVICE V outside(V) const {
+    return V{};
+  }
+  template <class V>
+  MY_OPS_HOST_DEVICE V backward(V dy, V z) const {
+    return z > V{} ? dy : V{};
+  }
+};
+
+/// leaky_relu: z where z > 0, else slope * z. With slope 1 it is the identity.
+template <class A>
+struct Select {
+  A slope;
+
+  template <class V>
+  MY_OPS_HOST_DEVICE V forward(V z) const {
+    return z > V{} ? z : z * slope;
+  }
+  template <class V>
+  MY_OPS_HOST_DEVICE V inside(V z) const {
+    return z;
+  }
+  template <class V>
   MY_OPS_HOST_DEVICE V outside(V dy) const {
-    return at_most(limit, at_least(A(0) - limit, dy)) * slope;
+    return dy * slope;
   }
   template <class V>
   MY_OPS_HOST_DEVICE V backward(V dy, V z) const {

@@ -19,7 +19,22 @@ MY_OPS_INLINE Bits rounded(Vec<float> v) {
   return bits + 0x7fff + ((bits >> 16) & 1);
 }
 
+#if defined(__AVX512F__)
+/// As rounded(), of both vectors at once: the high halves, and what the sums of the low halves carry into them. That is
+/// the highest bit of their averages, (low + middle + 1) / 2.
+MY_OPS_INLINE Bits narrow(Pair pair) {
+  using Shorts = VecOf<uint16_t>::type;
+  const Bits even = bit_cast<Bits>(pair.first);
+  const Bits odd = bit_cast<Bits>(pair.second);
+  const Bits high = (even >> 16) | (odd & 0xffff0000);
+  const Bits low = (even & 0xffff) | (odd << 16);
+  const Bits middle = (high & 0x00010001) | 0x7ffe7ffe;
+  const auto average = bit_cast<Shorts>(_mm512_avg_epu16(bit_cast<__m512i>(low), bit_cast<__m512i>(middle)));
+  return bit_cast<Bits>(bit_cast<Shorts>(high) + (average >> 15));
+}
+#else
 MY_OPS_INLINE Bits narrow(Pair pair) { return (rounded(pair.first) >> 16) | (rounded(pair.second) & 0xffff0000); }
+#endif
 
 MY_OPS_INLINE Pair load(const bfloat16* p, All, Pair) { return widen(bit_cast_from<Bits>(p)); }
 MY_OPS_INLINE void store(bfloat16* p, All, Pair pair) {

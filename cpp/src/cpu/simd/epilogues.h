@@ -146,11 +146,24 @@ struct Masked {
   }
 };
 
-/// The factor for z <= 0 of the piecewise linear ones.
+/// The factor for z <= 0 of identity, relu and leaky_relu.
 template <class T>
 MY_OPS_INLINE Accumulator<T> slope_of(const Epilogue<T>& k) {
   if (k.activation == plan::Activation::identity) return 1;
   return k.activation == plan::Activation::relu ? Accumulator<T>(0) : k.slope;
+}
+
+/// use(act) for these and relu6.
+template <class T, class Use>
+MY_OPS_INLINE void with_linear(const Epilogue<T>& k, Use use) {
+  using A = Accumulator<T>;
+  if (k.activation == plan::Activation::relu6) {
+    use(math::Clamp<A>{});
+  } else if (const A slope = slope_of(k); slope == A(0)) {
+    use(math::Relu<A>{});
+  } else {
+    use(math::Select<A>{slope});
+  }
 }
 
 // z from d = x - mean, for the epilogues whose gradient needs it: z = d * scale + shift.
@@ -177,11 +190,22 @@ struct ZOfStretches<T, E, kCount, true> {
   MY_OPS_INLINE Pack<T> of_x(Pack<T> x, int r) const { return (*this)(x - mean[r], r); }
 };
 
-/// For the columns of rows.
+/// For a pack of columns.
+template <class T>
+struct ZOfPack {
+  Pack<T> scale;
+  Pack<T> shift;
+
+  MY_OPS_INLINE Pack<T> operator()(Pack<T> d) const { return d * scale + shift; }
+};
+
+/// For the columns of rows. at(j) before the loop over rows: a store in it might change what is loaded.
 template <class T, class E, bool kNeeded = E::kFromZ>
 struct ZOfColumns {
   MY_OPS_INLINE ZOfColumns(const AffineOfZ<Accumulator<T>>&, const Rows&, const Region&) {}
-  MY_OPS_INLINE Pack<T> operator()(Pack<T> d, int64_t) const { return d; }
+  MY_OPS_INLINE auto at(int64_t) const {
+    return [](Pack<T> d) { return d; };
+  }
 };
 template <class T, class E>
 struct ZOfColumns<T, E, true> {
@@ -192,7 +216,7 @@ struct ZOfColumns<T, E, true> {
     scales.expand(rows, k.scale + region.c0);
     shifts.expand(rows, k.shift + region.c0);
   }
-  MY_OPS_INLINE Pack<T> operator()(Pack<T> d, int64_t j) const { return d * scales.at(j) + shifts.at(j); }
+  MY_OPS_INLINE ZOfPack<T> at(int64_t j) const { return {scales.at(j), shifts.at(j)}; }
 };
 
 /// use(epilogue) for an activation of z alone; elu, silu and gelu_tanh, which take longer, may join a residual first.
@@ -200,32 +224,25 @@ template <class T, class Use>
 MY_OPS_INLINE void with_activation(const Epilogue<T>& k, Use use) {
   using A = Accumulator<T>;
   using Gate = math::Gate<A, VectorMath>;
-  const auto linear = [&](auto act) { use(Selected<T, decltype(act)>{act, k.dz}); };
   const auto smooth = [&](auto act) { use(Activated<T, decltype(act)>{act, k.residual, k.dz}); };
   switch (k.activation) {
-    case plan::Activation::relu6:
-      return linear(math::Clamp<A>{});
     case plan::Activation::elu:
       return smooth(math::Elu<A, VectorMath>{k.slope});
     case plan::Activation::silu:
     case plan::Activation::gelu_tanh:
       return smooth(k.activation == plan::Activation::silu ? Gate::silu() : Gate::gelu_tanh());
     default:
-      return linear(math::Select<A>(slope_of(k)));
+      return with_linear(k, [&](auto act) { use(Selected<T, decltype(act)>{act, k.dz}); });
   }
 }
 
 /// The same, and what joins a residual or reads a mask.
 template <class T, class Use>
 MY_OPS_INLINE void with_epilogue(const Epilogue<T>& k, Use use) {
-  using A = Accumulator<T>;
-  const auto masked = [&](auto act) { use(Masked<T, decltype(act)>{act, k.residual, k.written, k.mask, k.dz}); };
   if (k.activation > plan::Activation::relu6 || !(k.residual || k.mask)) {
     with_activation(k, use);
-  } else if (k.activation == plan::Activation::relu6) {
-    masked(math::Clamp<A>{});
   } else {
-    masked(math::Select<A>(slope_of(k)));
+    with_linear(k, [&](auto act) { use(Masked<T, decltype(act)>{act, k.residual, k.written, k.mask, k.dz}); });
   }
 }
 

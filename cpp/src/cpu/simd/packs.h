@@ -1,6 +1,8 @@
 // What the phases are written in: packs of any element type, and the loop over them.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd/bfloat16.h"
 #include "cpu/simd/float16.h"
 #include "cpu/simd/vec.h"

@@ -261,20 +261,21 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   ColumnSums<T> second(rows, sum_dz_xhat + region.c0);
   means.expand(rows, mean + region.c0);
   invstds.expand(rows, invstd + region.c0);
-  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_row_blocks<kStretches<E>>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
         for_packs<T, All, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
           const Pack<T> mu = means.at(j);
           const Pack<T> scale = invstds.at(j);
+          const auto z = z_of_columns.at(j);
           Pack<T> s{};
           Pack<T> q{};
           for (int r = 0; r < side.count; ++r) {
             const int64_t i = element + r * side.apart + j;
             const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mu) - mu;
             const Pack<T> g =
-                epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+                epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
             epilogue.keep(g, i, lanes);
             s += g;
             q += g * (d * scale);
@@ -360,17 +361,18 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
   dy_scales.expand(rows, k.dy_scale + region.c0);
   x_scales.expand(rows, k.x_scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> mean = means.at(j);
       const Pack<T> dy_scale = dy_scales.at(j);
       const Pack<T> x_scale = x_scales.at(j);
       const Pack<T> shift = shifts.at(j);
+      const auto z = z_of_columns.at(j);
       map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
         const Pack<T> d = load_ahead(x + i, lanes, mean) - mean;
-        const Pack<T> g = epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d, j); }, i, lanes);
+        const Pack<T> g = epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
         return (g + d * x_scale) * dy_scale + shift;
       });
     });
@@ -384,13 +386,14 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
   Columns<T> dy_scales;
   if constexpr (E::kFromZ) means.expand(rows, k.mean + region.c0);
   dy_scales.expand(rows, k.dy_scale + region.c0);
-  const ZOfColumns<T, E> z(affine_of_z, rows, region);
+  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
       const Pack<T> dy_scale = dy_scales.at(j);
+      const auto z = z_of_columns.at(j);
       map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
         const int64_t i = element + j + ahead;
-        const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j), j); };
+        const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j)); };
         return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
       });
     });
