@@ -17,7 +17,7 @@ int64_t bytes_of(std::istream& in) {
 }
 
 int64_t from_folder(const std::string& folder) {
-  int64_t highest = 0;
+  int64_t highest = 3;
   int64_t found = 0;
   for (int index = 0;; ++index) {
     const std::string cache = folder + "/index" + std::to_string(index);
