@@ -129,9 +129,7 @@ struct Near {
 /// The L2 cache, for tensors in memory.
 struct Far {
   static constexpr int64_t kAhead = 2048;
-  MY_OPS_INLINE static void ask(const char* p) {
-    if constexpr (kVecBytes > 16) __builtin_prefetch(p + kAhead, 0, 2);
-  }
+  MY_OPS_INLINE static void ask(const char* p) { __builtin_prefetch(p + kAhead, 0, 2); }
 };
 
 template <class Ahead = Near, class T, class Lanes>
@@ -140,14 +138,13 @@ MY_OPS_INLINE Pack<T> load_ahead(const T* p, Lanes lanes, Pack<T> fill) {
   return load(p, lanes, fill);
 }
 
-/// use(Near or Far) for reading all of a tensor.
+/// use(Near or Far) for reading all of a tensor. The baseline, for which they are the same, has one.
 template <class T, class Use>
 MY_OPS_INLINE void with_ahead(const plan::Shape& shape, Use use) {
-  if (shape.n * shape.c * shape.s * static_cast<int64_t>(sizeof(T)) > tuning.far_from) {
-    use(Far{});
-  } else {
-    use(Near{});
+  if constexpr (kVecBytes > 16) {
+    if (shape.n * shape.c * shape.s * static_cast<int64_t>(sizeof(T)) > tuning.far_from) return use(Far{});
   }
+  use(Near{});
 }
 
 /// Stretches of memory that are walked together, each `apart` elements behind the one before. Several streams keep more
