@@ -50,7 +50,7 @@ TEST_F(LastLevelCache, IsFoundInAnyOrderAndUnit) {
   EXPECT_EQ(found(), 48 << 20);
 }
 
-/// Not what other levels hold, and not glibc's answer, which on some processors is of the whole machine.
+/// Not what other levels hold, and not glibc's answer where that is another.
 TEST_F(LastLevelCache, OfThisMachineIsWhatLinuxSays) {
   std::ifstream size("/sys/devices/system/cpu/cpu0/cache/index3/size");
   int64_t kilobytes = 0;

@@ -134,7 +134,7 @@ struct Kernels {
 /// What suits one maker's processors and not another's. The results have the same bits whatever it says.
 struct Tuning {
   int64_t ahead = 0;             // bytes from what is loaded to what the L1 cache is asked for
-  int64_t far_from = INT64_MAX;  // bytes of x: what is larger is asked of memory for the L2 cache instead, when reduced
+  int64_t far_from = INT64_MAX;  // bytes of x: a reduction of more asks the L2 cache instead, further ahead
   bool image_in_parts = true;    // whether maps walk an image, where it has long runs, in several parts together
 };
 
