@@ -115,9 +115,8 @@ def benchmark(
         raise typer.BadParameter(reason, param_hint="--floor")
     path = output or Path(__file__).parent / "results" / f"benchmark-{chosen.type}-{_now()}.json"
     peers = benchmark.implementations(compiled, onednn, chosen)
-    floors = [bare_passes.BarePasses(sliced) for sliced in (True, False)] if floor else []
     keep = partial(benchmark.write, path=path)
-    suite = benchmark.run(tasks, directions, peers, seconds, chosen, console, keep, floors)
+    suite = benchmark.run(tasks, directions, peers, seconds, chosen, console, keep, bare_passes.of if floor else None)
     for table in suite_tables.of(suite):
         tables.print_to(console, table)
     console.print(f"figures: {path}", soft_wrap=True)

@@ -6,7 +6,9 @@
 //   inference  y = x * a + b
 //
 // A slice that fits the L2 cache is read again from there; one slice for all is read again from where it then is, the
-// last-level cache or memory. Results are stored as ours are: past the cache if they are over a quarter of the last.
+// last-level cache or memory. A slice may consist of pieces, one from each of as many equal parts of the array: so lie
+// the values of a channel, or of a few side by side, in a contiguous batch of images. Results are stored as ours are:
+// past the cache if they are over a quarter of the last.
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty_like.h>
@@ -24,12 +26,13 @@ using F = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = F::size();
 
-// Bytes from what is loaded to what is asked for, as in my_ops (Tuning of cpp/src/cpu/kernels.h): of the L1 cache on
-// Intel's processors, elsewhere, where sums are of a large tensor, of the L2 cache.
+// What loads ask for ahead of them, as in my_ops (cpp/src/cpu/simd/requests.h): the L1 cache on Intel's processors,
+// elsewhere the L2 cache, and that for sums of a large tensor.
+enum class Ask { nothing, l1, l2 };
 const bool kIntel = __builtin_cpu_is("intel");
-const int64_t kAhead = kIntel ? 768 : 0;
-constexpr int64_t kFarAhead = 2048;
-constexpr int64_t kFarFrom = 8 << 20;
+constexpr int64_t kAheadInL1 = 768;  // bytes
+constexpr int64_t kAheadInL2 = 2048;
+constexpr int64_t kLarge = 8 << 20;
 
 constexpr float kA = 1.25F, kB = -0.5F, kC = 0.75F;  // any that are neither 0 nor 1
 
@@ -43,13 +46,10 @@ struct Pair {
   static constexpr int64_t size = 2 * kLanes;
   F low, high;
 
-  template <bool far = false>
+  template <Ask ask>
   static Pair load(const T* p) {
-    if constexpr (far) {
-      __builtin_prefetch(reinterpret_cast<const char*>(p) + kFarAhead, 0, 2);
-    } else {
-      __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
-    }
+    if constexpr (ask == Ask::l1) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAheadInL1);
+    if constexpr (ask == Ask::l2) __builtin_prefetch(reinterpret_cast<const char*>(p) + kAheadInL2, 0, 2);
     if constexpr (std::is_same_v<T, float>) {
       return {F::loadu(p), F::loadu(p + kLanes)};
     } else {
@@ -58,21 +58,21 @@ struct Pair {
     }
   }
 
-  template <bool streaming>
+  template <Ask ask, bool streaming>
   void store(T* p) const {
     if constexpr (std::is_same_v<T, float>) {
-      put<streaming>(p, low);
-      put<streaming>(p + kLanes, high);
+      put<ask, streaming>(p, low);
+      put<ask, streaming>(p + kLanes, high);
     } else {
-      put<streaming>(p, to_element(low, high, T()));
+      put<ask, streaming>(p, to_element(low, high, T()));
     }
   }
 
  private:
-  template <bool streaming, class V>
+  template <Ask ask, bool streaming, class V>
   static void put(T* p, V v) {
     if constexpr (!streaming) {
-      __builtin_prefetch(p);
+      if constexpr (ask == Ask::l1) __builtin_prefetch(p);
       v.store(p);
     } else if constexpr (sizeof(V) == sizeof(__m256i)) {
       alignas(32) T values[V::size()];
@@ -91,13 +91,13 @@ struct Pair {
 std::atomic<float> sink;  // so that sums are not optimised away
 
 /// Sums over [begin, end): of g and g * x; of x and x * x where there is no g.
-template <bool far, class T>
+template <Ask ask, class T>
 void sums(const T* g, const T* x, int64_t begin, int64_t end) {
   F first[4] = {F(0), F(0), F(0), F(0)};
   F second[4] = {F(0), F(0), F(0), F(0)};
   const auto add = [&](int64_t i, int slot) {
-    const auto v = Pair<T>::template load<far>(x + i);
-    const auto u = g ? Pair<T>::template load<far>(g + i) : v;
+    const auto v = Pair<T>::template load<ask>(x + i);
+    const auto u = g ? Pair<T>::template load<ask>(g + i) : v;
     first[slot] = first[slot] + u.low;
     first[slot + 1] = first[slot + 1] + u.high;
     second[slot] = at::vec::fmadd(u.low, v.low, second[slot]);
@@ -115,69 +115,74 @@ void sums(const T* g, const T* x, int64_t begin, int64_t end) {
 }
 
 /// y = x * a + b over [begin, end), backwards in blocks; x * a + b + g * c where there is a g.
-template <bool streaming, class T>
+template <Ask ask, bool streaming, class T>
 void map(const T* g, const T* x, T* y, int64_t begin, int64_t end) {
   constexpr int64_t block = 4096;
   const F a(kA), b(kB), c(kC);
   for (int64_t last = end; last > begin; last -= block) {
     for (int64_t i = std::max(begin, last - block); i + Pair<T>::size <= last; i += Pair<T>::size) {
-      const auto v = Pair<T>::load(x + i);
+      const auto v = Pair<T>::template load<ask>(x + i);
       Pair<T> z{at::vec::fmadd(v.low, a, b), at::vec::fmadd(v.high, a, b)};
       if (g) {
-        const auto u = Pair<T>::load(g + i);
+        const auto u = Pair<T>::template load<ask>(g + i);
         z = {at::vec::fmadd(u.low, c, z.low), at::vec::fmadd(u.high, c, z.high)};
       }
-      z.template store<streaming>(y + i);
+      z.template store<ask, streaming>(y + i);
     }
   }
   if (streaming) _mm_sfence();
 }
 
 template <bool streaming, class T>
-void run(const T* g, const T* x, T* y, int64_t n, int64_t slice, bool reduces) {
+void run(const T* g, const T* x, T* y, int64_t n, int64_t slice, int64_t pieces, bool reduces) {
   constexpr int64_t unit = 4096;  // a multiple of every vector: parts are aligned
-  const auto parallel = [&](int64_t part, auto body) {
-    at::parallel_for(0, (n + part - 1) / part, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) body(i * part, std::min(n, (i + 1) * part));
+  const auto parallel = [](int64_t values, int64_t part, auto body) {
+    at::parallel_for(0, (values + part - 1) / part, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) body(i * part, std::min(values, (i + 1) * part));
     });
   };
-  const auto reduce = !kIntel && n * static_cast<int64_t>(sizeof(T)) > kFarFrom ? sums<true, T> : sums<false, T>;
+  const bool large = n * static_cast<int64_t>(sizeof(T)) > kLarge;
+  const auto reduce = kIntel ? sums<Ask::l1, T> : (large ? sums<Ask::l2, T> : sums<Ask::nothing, T>);
+  const auto write = kIntel ? map<Ask::l1, streaming, T> : map<Ask::nothing, streaming, T>;
   const int64_t threads = at::get_num_threads();
   const int64_t share = ((n + threads - 1) / threads + unit - 1) / unit * unit;
   if (!reduces) {
-    parallel(share, [&](int64_t b, int64_t e) { map<streaming>(g, x, y, b, e); });
-  } else if (slice >= n) {
-    parallel(share, [&](int64_t b, int64_t e) { reduce(g, x, b, e); });
-    parallel(share, [&](int64_t b, int64_t e) { map<streaming>(g, x, y, b, e); });
+    parallel(n, share, [&](int64_t b, int64_t e) { write(g, x, y, b, e); });
+  } else if (slice * pieces >= n) {
+    parallel(n, share, [&](int64_t b, int64_t e) { reduce(g, x, b, e); });
+    parallel(n, share, [&](int64_t b, int64_t e) { write(g, x, y, b, e); });
   } else {
-    parallel(std::min(share, slice), [&](int64_t b, int64_t e) {
-      reduce(g, x, b, e);
-      map<streaming>(g, x, y, b, e);
+    const int64_t apart = n / pieces;
+    parallel(apart, pieces > 1 ? slice : std::min(share, slice), [&](int64_t b, int64_t e) {
+      for (int64_t p = 0; p < pieces; ++p) reduce(g, x, p * apart + b, p * apart + e);
+      for (int64_t p = pieces - 1; p >= 0; --p) write(g, x, y, p * apart + b, p * apart + e);
     });
   }
 }
 
 template <class T>
-void run(const std::optional<Tensor>& g, const Tensor& x, const Tensor& y, int64_t slice, bool reduces,
+void run(const std::optional<Tensor>& g, const Tensor& x, const Tensor& y, int64_t slice, int64_t pieces, bool reduces,
          bool streaming) {
   const T* dy = g ? g->const_data_ptr<T>() : nullptr;
   const auto chosen = streaming ? run<true, T> : run<false, T>;
-  chosen(dy, x.const_data_ptr<T>(), y.mutable_data_ptr<T>(), x.numel(), slice, reduces);
+  chosen(dy, x.const_data_ptr<T>(), y.mutable_data_ptr<T>(), x.numel(), slice, pieces, reduces);
 }
 
 /// A new tensor like x, filled by the passes but for what is left after the last whole vectors; g: the gradient in a
-/// backward pass. slice: values per slice, a multiple of 4,096.
-Tensor bare_passes(const std::optional<Tensor>& g, const Tensor& x, int64_t slice, bool reduces, bool streaming) {
+/// backward pass. slice: values per piece of a slice, a multiple of 4,096 if that is one piece; of several, a multiple
+/// of 32, as is numel / pieces.
+Tensor bare_passes(const std::optional<Tensor>& g, const Tensor& x, int64_t slice, int64_t pieces, bool reduces,
+                   bool streaming) {
   const Tensor y = at::empty_like(x);
   switch (x.scalar_type()) {
     case at::kFloat:
-      run<float>(g, x, y, slice, reduces, streaming);
+      run<float>(g, x, y, slice, pieces, reduces, streaming);
       break;
     case at::kBFloat16:
-      run<at::BFloat16>(g, x, y, slice, reduces, streaming);
+      run<at::BFloat16>(g, x, y, slice, pieces, reduces, streaming);
       break;
     case at::kHalf:
-      run<at::Half>(g, x, y, slice, reduces, streaming);
+      run<at::Half>(g, x, y, slice, pieces, reduces, streaming);
       break;
     default:
       TORCH_CHECK(false, "bare_passes: expected float32, bfloat16 or float16, got ", x.scalar_type());
@@ -188,5 +193,6 @@ Tensor bare_passes(const std::optional<Tensor>& g, const Tensor& x, int64_t slic
 }  // namespace
 
 TORCH_LIBRARY(my_ops_profiling, m) {
-  m.def("bare_passes(Tensor? g, Tensor x, int slice, bool reduces, bool streaming) -> Tensor", &bare_passes);
+  m.def("bare_passes(Tensor? g, Tensor x, int slice, int pieces, bool reduces, bool streaming) -> Tensor",
+        &bare_passes);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from profiling.measure.workloads import Case
 
 _SLICE_BYTES = 512 * 1024  # of all tensors that are read twice: what any L2 cache of today holds
 _UNIT = 4096  # values that slices are multiples of
+_VECTORS = 32  # values that pieces of slices are multiples of
 _FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
@@ -36,15 +38,19 @@ def obstacle(device: torch.device, dtypes: Iterable[torch.dtype]) -> str | None:
 
 
 class BarePasses:
-    """Not a batch norm, but the floor of those that make the same passes.
+    """Not a batch norm, but the floor of those that make the same passes, whose name tells when data is read again:
 
-    ``sliced``: every slice is read again from the L2 cache. A batch norm can do so where a channel, or a few side by
-    side, make up a slice; in a channels-last image only by columns, in short pieces. Else all is read, then read again.
+    sliced      slice by slice, from the L2 cache: as if a channel's values all lay side by side, and were few
+    by channel  channel by channel, or a few at once that fit the L2 cache: from where a channel's values are in a
+                contiguous batch of images, and where a channel then is
+    whole       when all has been read: as a channels-last batch of images has to be
     """
 
-    def __init__(self, sliced: bool) -> None:
-        self.name = "bare, sliced" if sliced else "bare, whole"
-        self._sliced = sliced
+    def __init__(self, name: str, pieces: int, values: Callable[[int], int]) -> None:
+        """``values(tensors)``: of each of a slice's ``pieces`` where ``tensors`` are read."""
+        self.name = f"bare, {name}"
+        self._pieces = pieces
+        self._values = values
 
     def forward(self, case: Case, training: bool) -> Call:
         return self._call(None, case.input, reduces=training)
@@ -53,9 +59,27 @@ class BarePasses:
         return self._call(case.grad_output, case.input, reduces=True)
 
     def _call(self, grad_output: Tensor | None, x: Tensor, reduces: bool) -> Call:
-        read = 1 if grad_output is None else 2
-        slice_ = _SLICE_BYTES // (read * x.element_size()) // _UNIT * _UNIT if self._sliced else x.numel()
-        return partial(_operator(), grad_output, x, slice_, reduces, x.nbytes > _last_level_cache() / 4)
+        values = self._values(1 if grad_output is None else 2)
+        return partial(_operator(), grad_output, x, values, self._pieces, reduces, x.nbytes > _last_level_cache() / 4)
+
+
+def of(case: Case) -> list[BarePasses]:
+    """Those that stand for a batch norm of ``case``."""
+    x = case.input
+    n, c, *_ = x.shape
+    s = x.numel() // (n * c)
+
+    def slice_(tensors: int) -> int:
+        return _SLICE_BYTES // (tensors * x.element_size())
+
+    def channels(tensors: int) -> int:
+        unit = _VECTORS // math.gcd(s, _VECTORS)
+        return max(slice_(tensors) // (n * s) // unit, 1) * unit * s
+
+    passes = [BarePasses("sliced", 1, lambda tensors: slice_(tensors) // _UNIT * _UNIT)]
+    if n > 1 and c * s % _VECTORS == 0 and x.is_contiguous():
+        passes.append(BarePasses("by channel", n, channels))
+    return [*passes, BarePasses("whole", 1, lambda _: x.numel())]
 
 
 @functools.cache

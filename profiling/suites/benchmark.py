@@ -109,11 +109,11 @@ def run(
     device: torch.device,
     console: Console,
     keep: Callable[[Suite], None],
-    floors: Sequence[Implementation] = (),
+    floors: Callable[[Case], Sequence[Implementation]] | None = None,
 ) -> Suite:
     """``keep`` is called with what is there after every task: a run that is stopped has not been for nothing.
 
-    ``floors`` are timed with ``peers``, but compute no batch norm.
+    ``floors`` of a case are timed with ``peers``, but compute no batch norm.
     """
     suite = Suite(machine.describe(device), seconds, [], [])
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -127,8 +127,9 @@ def run(
                 suite.failures.append(f"{task.label}: {left_out[OURS]}")
             else:
                 able = [peer for peer in peers if peer.name not in left_out]
+                timed = [*able, *(floors(case) if floors else ())]
                 for direction in directions:
-                    measurement = timing.measure(case, task.layout, direction, [*able, *floors], seconds, task.layers)
+                    measurement = timing.measure(case, task.layout, direction, timed, seconds, task.layers)
                     suite.rows.append(Row(task.group, measurement, left_out))
             keep(suite)
             progress.advance(bar)
