@@ -131,17 +131,8 @@ struct Kernels {
                              const BackwardCoefficients<A>&, const Epilogue<T>&, bool stream);
 };
 
-/// What suits one maker's processors and not another's. The results have the same bits whatever it says.
-struct Tuning {
-  int64_t ahead = 0;             // bytes from what is loaded to what the L1 cache is asked for
-  int64_t far_from = INT64_MAX;  // bytes of x: a reduction of more asks the L2 cache instead, further ahead
-  bool image_in_parts = true;    // whether maps walk an image, where it has long runs, in several parts together
-};
-
 /// All kernels of an instruction set; first those that do not depend on the element type.
 struct KernelTable {
-  /// Before the first call of a kernel. Of each table on its own.
-  void (*tune)(const Tuning&);
   /// Joins the moments of `more` values to those of `count` values, for n channels.
   void (*merge_moments)(double* mean, double* m2, int64_t count, const double* more_mean, const double* more_m2,
                         int64_t more, int64_t n);
@@ -154,9 +145,10 @@ struct KernelTable {
   Kernels<float16> of_float16;
 };
 
-/// One per instruction set, each from its own kernels_*.cpp.
+/// One per instruction set, each from its own kernels_*.cpp; for AVX-512 one more, tuned for Intel's processors.
 const KernelTable& kernels_default();
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
+const KernelTable& kernels_avx512_intel();
 
 }  // namespace my_ops::cpu

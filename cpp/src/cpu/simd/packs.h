@@ -5,6 +5,7 @@
 
 #include "cpu/simd/bfloat16.h"
 #include "cpu/simd/float16.h"
+#include "cpu/simd/requests.h"
 #include "cpu/simd/vec.h"
 #include "plan/partition.h"
 
@@ -88,13 +89,25 @@ MY_OPS_INLINE void to_value_order(Accumulator<T>* p, int64_t n) {
 template <class T>
 constexpr int kSlots = 4 * kLanes<Accumulator<T>> / kPack<T>;
 
+template <class P, int n>
+MY_OPS_INLINE P added(const P (&parts)[n]) {
+  if constexpr (n == 4) {
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  } else if constexpr (n == 2) {
+    return parts[0] + parts[1];
+  } else {
+    static_assert(n == 1);
+    return parts[0];
+  }
+}
+
 template <class T>
 MY_OPS_INLINE Vec<Accumulator<T>> join(const Pack<T> (&parts)[kSlots<T>]) {
-  if constexpr (kSlots<T> == 4) {
-    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-  } else {
-    const Pair total = parts[0] + parts[1];
+  const Pack<T> total = added(parts);
+  if constexpr (std::is_same_v<Pack<T>, Pair>) {
     return total.first + total.second;
+  } else {
+    return total;
   }
 }
 
@@ -110,41 +123,10 @@ MY_OPS_INLINE Pack<T> load(const T* p, Stream, Pack<T> fill) {
   return load(p, All{}, fill);
 }
 
-/// Of all phases that this instruction set has.
-Tuning tuning;
-
-/// Asks for a line of memory, which may lie beyond the tensor. The baseline's vectors would ask for each four times.
-MY_OPS_INLINE void ask_for(const void* p) {
-  if constexpr (kVecBytes > 16) __builtin_prefetch(p);
-}
-
-// Whom a load asks for what the next loads will read, which follows in memory. Of itself a core begins its prefetching
-// anew in every 4 KiB page.
-
-/// The L1 cache. With a distance of 0 this is the load's own line, and costs nothing.
-struct Near {
-  MY_OPS_INLINE static void ask(const char* p) { ask_for(p + tuning.ahead); }
-};
-
-/// The L2 cache, for tensors in memory.
-struct Far {
-  static constexpr int64_t kAhead = 2048;
-  MY_OPS_INLINE static void ask(const char* p) { __builtin_prefetch(p + kAhead, 0, 2); }
-};
-
 template <class Ahead = Near, class T, class Lanes>
 MY_OPS_INLINE Pack<T> load_ahead(const T* p, Lanes lanes, Pack<T> fill) {
   Ahead::ask(reinterpret_cast<const char*>(p));
   return load(p, lanes, fill);
-}
-
-/// use(Near or Far) for reading all of a tensor. The baseline, for which they are the same, has one.
-template <class T, class Use>
-MY_OPS_INLINE void with_ahead(const plan::Shape& shape, Use use) {
-  if constexpr (kVecBytes > 16) {
-    if (shape.n * shape.c * shape.s * static_cast<int64_t>(sizeof(T)) > tuning.far_from) return use(Far{});
-  }
-  use(Near{});
 }
 
 /// Stretches of memory that are walked together, each `apart` elements behind the one before. Several streams keep more

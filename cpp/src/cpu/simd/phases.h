@@ -44,17 +44,19 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
   for_row_blocks<plan::kSideBySide>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
-        for_packs<T>(columns, [&](int64_t j, int, auto lanes) {
-          const Pack<T> k = pivots.at(j);
-          Pack<T> s{};
-          Pack<T> q{};
-          for (int r = 0; r < side.count; ++r) {
-            const Pack<T> d = load_ahead<Ahead>(x + element + r * side.apart + j, lanes, k) - k;
-            s += d;
-            q += d * d;
-          }
-          first.add(j, s);
-          second.add(j, q);
+        for_column_packs<T, All, kSlots<T>>(rows, columns, [&](auto packs) {
+          const Pack<T> k = pivots.at(packs.column);
+          Pack<T> s[packs.slots] = {};
+          Pack<T> q[packs.slots] = {};
+          packs.each([&](int64_t j, auto lanes) {
+            for (int r = 0; r < side.count; ++r) {
+              const Pack<T> d = load_ahead<Ahead>(x + element + r * side.apart + j, lanes, k) - k;
+              s[r % packs.slots] += d;
+              q[r % packs.slots] += d * d;
+            }
+          });
+          first.add(packs.column, added(s));
+          second.add(packs.column, added(q));
         });
       },
       [&] {
@@ -137,11 +139,10 @@ MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& re
 
 /// out[r * apart] = map(r, r * apart) for the packs side by side. All are loaded before any is stored: a load has to
 /// wait for a store before it whose address has the same 12 low bits, and images are often whole pages apart.
-/// A store asks for its line of memory when its turn comes, after all that was before it; here it is asked for earlier.
 template <class T, class Side, class Lanes, class Map>
 MY_OPS_INLINE void map_packs(T* out, Side side, Lanes lanes, Map map) {
   if constexpr (!std::is_same_v<Lanes, Stream>) {
-    for (int r = 0; r < side.count; ++r) ask_for(out + r * side.apart);
+    for (int r = 0; r < side.count; ++r) ask_for_result(out + r * side.apart);
   }
   Pack<T> values[side.count];
   for (int r = 0; r < side.count; ++r) values[r] = map(r, r * side.apart);
@@ -176,13 +177,15 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
   scales.expand(rows, k.scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
-      const Pack<T> center = centers.at(j);
-      const Pack<T> scale = scales.at(j);
-      const Pack<T> shift = shifts.at(j);
-      map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
-        const int64_t i = element + j + ahead;
-        return epilogue.output((load_ahead(x + i, lanes, center) - center) * scale + shift, i, lanes);
+    for_column_packs<T, Full, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
+      const Pack<T> center = centers.at(packs.column);
+      const Pack<T> scale = scales.at(packs.column);
+      const Pack<T> shift = shifts.at(packs.column);
+      packs.each([&](int64_t j, auto lanes) {
+        map_packs<T>(y + element + j, side, lanes, [&](int, int64_t ahead) {
+          const int64_t i = element + j + ahead;
+          return epilogue.output((load_ahead(x + i, lanes, center) - center) * scale + shift, i, lanes);
+        });
       });
     });
   });
@@ -265,23 +268,25 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   for_row_blocks<kStretches<E>>(
       rows, ColumnSums<T>::kBlockRows,
       [&](int64_t element, auto side, int64_t columns) {
-        for_packs<T, All, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
-          const Pack<T> mu = means.at(j);
-          const Pack<T> scale = invstds.at(j);
-          const auto z = z_of_columns.at(j);
-          Pack<T> s{};
-          Pack<T> q{};
-          for (int r = 0; r < side.count; ++r) {
-            const int64_t i = element + r * side.apart + j;
-            const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mu) - mu;
-            const Pack<T> g =
-                epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
-            epilogue.keep(g, i, lanes);
-            s += g;
-            q += g * (d * scale);
-          }
-          first.add(j, s);
-          second.add(j, q);
+        for_column_packs<T, All, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
+          const Pack<T> mu = means.at(packs.column);
+          const Pack<T> scale = invstds.at(packs.column);
+          const auto z = z_of_columns.at(packs.column);
+          Pack<T> s[packs.slots] = {};
+          Pack<T> q[packs.slots] = {};
+          packs.each([&](int64_t j, auto lanes) {
+            for (int r = 0; r < side.count; ++r) {
+              const int64_t i = element + r * side.apart + j;
+              const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mu) - mu;
+              const Pack<T> g =
+                  epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
+              epilogue.keep(g, i, lanes);
+              s[r % packs.slots] += g;
+              q[r % packs.slots] += g * (d * scale);
+            }
+          });
+          first.add(packs.column, added(s));
+          second.add(packs.column, added(q));
         });
       },
       [&] {
@@ -353,6 +358,7 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
 template <class Full, class T, class E, class A = Accumulator<T>>
 void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Region& region,
                             const BackwardCoefficients<A>& k, const AffineOfZ<A>& affine_of_z, E epilogue) {
+  using Ahead = AheadOfTwo<Full>;
   Columns<T> means;
   Columns<T> dy_scales;
   Columns<T> x_scales;
@@ -363,17 +369,20 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
   shifts.expand(rows, k.shift + region.c0);
   const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
-      const Pack<T> mean = means.at(j);
-      const Pack<T> dy_scale = dy_scales.at(j);
-      const Pack<T> x_scale = x_scales.at(j);
-      const Pack<T> shift = shifts.at(j);
-      const auto z = z_of_columns.at(j);
-      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
-        const int64_t i = element + j + ahead;
-        const Pack<T> d = load_ahead(x + i, lanes, mean) - mean;
-        const Pack<T> g = epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
-        return (g + d * x_scale) * dy_scale + shift;
+    for_column_packs<T, Full, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
+      const Pack<T> mean = means.at(packs.column);
+      const Pack<T> dy_scale = dy_scales.at(packs.column);
+      const Pack<T> x_scale = x_scales.at(packs.column);
+      const Pack<T> shift = shifts.at(packs.column);
+      const auto z = z_of_columns.at(packs.column);
+      packs.each([&](int64_t j, auto lanes) {
+        map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+          const int64_t i = element + j + ahead;
+          const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mean) - mean;
+          const Pack<T> g =
+              epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
+          return (g + d * x_scale) * dy_scale + shift;
+        });
       });
     });
   });
@@ -388,13 +397,15 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
   dy_scales.expand(rows, k.dy_scale + region.c0);
   const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
-    for_packs<T, Full, kUnrolled<T, E>>(0, columns, [&](int64_t j, int, auto lanes) {
-      const Pack<T> dy_scale = dy_scales.at(j);
-      const auto z = z_of_columns.at(j);
-      map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
-        const int64_t i = element + j + ahead;
-        const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j)); };
-        return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+    for_column_packs<T, Full, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
+      const Pack<T> dy_scale = dy_scales.at(packs.column);
+      const auto z = z_of_columns.at(packs.column);
+      packs.each([&](int64_t j, auto lanes) {
+        map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
+          const int64_t i = element + j + ahead;
+          const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j)); };
+          return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+        });
       });
     });
   });
@@ -454,15 +465,8 @@ constexpr Kernels<T> kernels_of() {
           &act_backward_apply<T>};
 }
 
-void tune(const Tuning& chosen) { tuning = chosen; }
-
 constexpr KernelTable make_table() {
-  return {&tune,
-          &merge_moments,
-          &add,
-          kernels_of<double>(),
-          kernels_of<float>(),
-          kernels_of<bfloat16>(),
+  return {&merge_moments,       &add, kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(),
           kernels_of<float16>()};
 }
 

@@ -129,6 +129,60 @@ struct ColumnSums {
   }
 };
 
+/// One pack of columns, of whatever channels.
+template <class T, class Lanes>
+struct OnePack {
+  static constexpr int slots = 1;  // accumulators side by side
+  int64_t column;                  // the first
+  Lanes lanes;
+
+  template <class Body>
+  MY_OPS_INLINE void each(Body body) const {
+    body(column, lanes);
+  }
+};
+
+/// Packs of columns of one channel: what Columns hold for the first is right for all, and their sums may go into one.
+template <class T, class Full>
+struct PacksOfRun {
+  static constexpr int slots = kSlots<T>;
+  int64_t column;
+  int64_t count;
+
+  template <class Body>
+  MY_OPS_INLINE void each(Body body) const {
+    for (int64_t i = 0; i < count; ++i) body(column + i * kPack<T>, Full{});
+  }
+};
+
+/// Shorter runs are not worth a loop of their own.
+constexpr int64_t kPacksOfRun = 4;
+
+/// body(packs) for the columns of a row, packs being OnePack or PacksOfRun. What belongs to packs.column is loaded
+/// once, and packs.each(body(j, lanes)) goes through their columns.
+template <class T, class Full, int kUnrolled, class Body>
+MY_OPS_INLINE void for_column_packs(const Rows& rows, int64_t columns, Body body) {
+  constexpr int64_t pack = kPack<T>;
+  if (rows.inner < kPacksOfRun * pack) {
+    for_packs<T, Full, kUnrolled>(0, columns,
+                                  [&](int64_t j, int, auto lanes) { body(OnePack<T, decltype(lanes)>{j, lanes}); });
+    return;
+  }
+  int64_t j = 0;
+  for (int64_t end = rows.inner; j < columns; end += rows.inner) {
+    const int64_t whole = (end - j) / pack;
+    body(PacksOfRun<T, Full>{j, whole});
+    j += whole * pack;
+    if (j == end) continue;
+    if (columns - j < pack) {
+      body(OnePack<T, First>{j, First{columns - j}});
+    } else {
+      body(OnePack<T, Full>{j, Full{}});  // of two channels
+    }
+    j += pack;
+  }
+}
+
 /// body(element of the first row, SideBySide, columns), and after every block_rows rows, and at the end, flush(). Rows
 /// side by side come from different parts of the block, and each part is walked in memory order.
 template <int64_t many, class Body, class Flush>

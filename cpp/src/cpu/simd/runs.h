@@ -40,7 +40,7 @@ MY_OPS_INLINE void for_stretches(const plan::Shape& shape, int64_t c0, int64_t v
 template <class T, int64_t many, class Body>
 MY_OPS_INLINE void for_all_stretches(const plan::Shape& shape, const plan::Region& region, Body body) {
   const int64_t part = (region.c1 - region.c0) / many;
-  const bool together = tuning.image_in_parts || shape.s < plan::kShortRun;
+  const bool together = kImageInParts || shape.s < plan::kShortRun;
   const bool aligned = many > 1 && together && part * shape.s % kPack<T> == 0;
   for_stretches<T, many>(
       shape, region.c0, region.b, region.e,
