@@ -43,6 +43,10 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
   pivots.expand(rows, pivot);
   for_row_blocks<plan::kSideBySide>(
       rows, ColumnSums<T>::kBlockRows,
+      [&] {
+        first.begin(rows);
+        second.begin(rows);
+      },
       [&](int64_t element, auto side, int64_t columns) {
         for_column_packs<T, All, kSlots<T>>(rows, columns, [&](auto packs) {
           const Pack<T> k = pivots.at(packs.column);
@@ -267,6 +271,10 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
   for_row_blocks<kStretches<E>>(
       rows, ColumnSums<T>::kBlockRows,
+      [&] {
+        first.begin(rows);
+        second.begin(rows);
+      },
       [&](int64_t element, auto side, int64_t columns) {
         for_column_packs<T, All, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
           const Pack<T> mu = means.at(packs.column);
@@ -403,7 +411,10 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
       packs.each([&](int64_t j, auto lanes) {
         map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
           const int64_t i = element + j + ahead;
-          const auto z_here = [&] { return z(load_ahead(x + i, lanes, means.at(j)) - means.at(j)); };
+          const auto z_here = [&] {
+            const Pack<T> mean = means.at(packs.column);
+            return z(load_ahead(x + i, lanes, mean) - mean);
+          };
           return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
         });
       });

@@ -56,13 +56,52 @@ MY_OPS_INLINE Rows rows_of(const Shape& shape, const Region& region) {
   return {offset, columns * fold, columns * fold, count / fold, count % fold * columns, channels, inner};
 }
 
-/// A value per channel as a value per column, in lane order, padded with zeros to whole packs.
+/// Whether the columns of a channel fill packs of their own, at least so many that a loop over them is worth it.
+template <class T>
+MY_OPS_INLINE bool in_runs(const Rows& rows) {
+  return rows.inner >= 4 * kPack<T>;
+}
+
+/// body(j, first, last) for the runs of a row: columns j..j+inner-1 of one channel, of which first..last-1 fill packs.
+template <class T, class Body>
+MY_OPS_INLINE void for_runs(const Rows& rows, int64_t columns, Body body) {
+  constexpr int64_t pack = kPack<T>;
+  for (int64_t j = 0; j < columns; j += rows.inner) {
+    body(j, (j + pack - 1) / pack * pack, (j + rows.inner) / pack * pack);
+  }
+}
+
+/// A value per channel as a value per column, in lane order, padded with zeros to whole packs. Of a run's packs only
+/// the first is there.
 template <class T>
 struct Columns {
   using A = Accumulator<T>;
   alignas(kVecBytes) A values[plan::kMaxColumns + kPack<T>];
 
   MY_OPS_INLINE void expand(const Rows& rows, const A* per_channel) {
+    if (in_runs<T>(rows)) {
+      expand_runs(rows, per_channel);
+    } else {
+      expand_columns(rows, per_channel);
+    }
+  }
+
+  MY_OPS_INLINE Pack<T> at(int64_t j) const { return get<T>(values + j); }
+
+ private:
+  MY_OPS_INLINE void expand_runs(const Rows& rows, const A* per_channel) {
+    int64_t c = 0;
+    for_runs<T>(rows, rows.columns, [&](int64_t j, int64_t first, int64_t last) {
+      const Vec<A> v = splat(quiet(per_channel[c]));
+      fill(j, first + kPack<T> - j, v);
+      fill(last, kPack<T>, v);
+      c = c + 1 < rows.channels ? c + 1 : 0;
+    });
+    for (int64_t i = rows.columns; i % kPack<T> != 0; ++i) values[i] = A(0);
+    for_runs<T>(rows, rows.columns, [&](int64_t, int64_t, int64_t last) { to_lane_order<T>(values + last, kPack<T>); });
+  }
+
+  MY_OPS_INLINE void expand_columns(const Rows& rows, const A* per_channel) {
     const int64_t period = rows.channels * rows.inner;
     for (int64_t j = 0; j < rows.columns; j += period) {
       if (rows.inner == 1) {
@@ -75,17 +114,14 @@ struct Columns {
     to_lane_order<T>(values, rows.columns);
   }
 
-  MY_OPS_INLINE Pack<T> at(int64_t j) const { return get<T>(values + j); }
-
- private:
   /// In whole vectors: what is too much is written over by the next channel.
   MY_OPS_INLINE void fill(int64_t first, int64_t n, Vec<A> v) {
     for (int64_t i = 0; i < n; i += kLanes<A>) store(values + first + i, All{}, v);
   }
 };
 
-/// Sums per column in the accumulation type, in lane order, for up to kBlockRows rows; flush() adds them to the
-/// channels' sums in double.
+/// Sums per column in the accumulation type, in lane order, for up to kBlockRows rows between begin() and flush(),
+/// which adds them to the channels' sums in double. Those of a run's packs are all in the first of them.
 template <class T>
 struct ColumnSums {
   using A = Accumulator<T>;
@@ -95,13 +131,33 @@ struct ColumnSums {
   double* sums;  // [channels]
 
   MY_OPS_INLINE ColumnSums(const Rows& rows, double* sums) : sums(sums) {
-    for (int64_t j = 0; j < rows.columns + kPack<T>; ++j) values[j] = A(0);
     for (int64_t c = 0; c < rows.channels; ++c) sums[c] = 0;
+  }
+
+  MY_OPS_INLINE void begin(const Rows& rows) {
+    if (in_runs<T>(rows)) {
+      for_runs<T>(rows, rows.columns, [&](int64_t, int64_t first, int64_t last) {
+        put<T>(values + first, Pack<T>{});
+        put<T>(values + last, Pack<T>{});
+      });
+    } else {
+      for (int64_t j = 0; j < rows.columns + kPack<T>; ++j) values[j] = A(0);
+    }
   }
 
   MY_OPS_INLINE void add(int64_t j, Pack<T> v) { put<T>(values + j, get<T>(values + j) + v); }
 
   MY_OPS_INLINE void flush(const Rows& rows) {
+    if (in_runs<T>(rows)) {
+      int64_t c = 0;
+      for_runs<T>(rows, rows.columns, [&](int64_t j, int64_t first, int64_t last) {
+        const int64_t rest = j + rows.inner - last;
+        to_value_order<T>(values + last, rest);
+        sums[c] += total(j, first + kPack<T> - j) + total(last, rest);
+        c = c + 1 < rows.channels ? c + 1 : 0;
+      });
+      return;
+    }
     const int64_t period = rows.channels * rows.inner;
     to_value_order<T>(values, rows.columns);
     for (int64_t j = 0; j < rows.columns; j += period) {
@@ -111,11 +167,10 @@ struct ColumnSums {
         for (int64_t c = 0; c < rows.channels; ++c) sums[c] += total(j + c * rows.inner, rows.inner);
       }
     }
-    for (int64_t j = 0; j < rows.columns + kPack<T>; ++j) values[j] = A(0);
   }
 
  private:
-  /// Of the columns of one channel, in double from here on.
+  /// Of columns of one channel, in double from here on.
   MY_OPS_INLINE double total(int64_t first, int64_t n) const {
     using Part = typename VecOf<A, kLanes<double> * sizeof(A)>::type;
     Vec<double> v{};
@@ -155,42 +210,35 @@ struct PacksOfRun {
   }
 };
 
-/// Shorter runs are not worth a loop of their own.
-constexpr int64_t kPacksOfRun = 4;
-
 /// body(packs) for the columns of a row, packs being OnePack or PacksOfRun. What belongs to packs.column is loaded
 /// once, and packs.each(body(j, lanes)) goes through their columns.
 template <class T, class Full, int kUnrolled, class Body>
 MY_OPS_INLINE void for_column_packs(const Rows& rows, int64_t columns, Body body) {
-  constexpr int64_t pack = kPack<T>;
-  if (rows.inner < kPacksOfRun * pack) {
+  if (!in_runs<T>(rows)) {
     for_packs<T, Full, kUnrolled>(0, columns,
                                   [&](int64_t j, int, auto lanes) { body(OnePack<T, decltype(lanes)>{j, lanes}); });
     return;
   }
-  int64_t j = 0;
-  for (int64_t end = rows.inner; j < columns; end += rows.inner) {
-    const int64_t whole = (end - j) / pack;
-    body(PacksOfRun<T, Full>{j, whole});
-    j += whole * pack;
-    if (j == end) continue;
-    if (columns - j < pack) {
-      body(OnePack<T, First>{j, First{columns - j}});
+  for_runs<T>(rows, columns, [&](int64_t j, int64_t first, int64_t last) {
+    body(PacksOfRun<T, Full>{first, (last - first) / kPack<T>});
+    if (last == j + rows.inner) return;
+    if (columns - last < kPack<T>) {
+      body(OnePack<T, First>{last, First{columns - last}});
     } else {
-      body(OnePack<T, Full>{j, Full{}});  // of two channels
+      body(OnePack<T, Full>{last, Full{}});  // of two channels
     }
-    j += pack;
-  }
+  });
 }
 
-/// body(element of the first row, SideBySide, columns), and after every block_rows rows, and at the end, flush(). Rows
-/// side by side come from different parts of the block, and each part is walked in memory order.
-template <int64_t many, class Body, class Flush>
-MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body body, Flush flush) {
+/// begin(), body(element of the first row, SideBySide, columns) for block_rows rows at most, flush(); until all are
+/// done. Rows side by side come from different parts of the block, and each part is walked in memory order.
+template <int64_t many, class Begin, class Body, class Flush>
+MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Begin begin, Body body, Flush flush) {
   for (int64_t first = 0; first < rows.count; first += block_rows) {
     const int64_t n = rows.count - first < block_rows ? rows.count - first : block_rows;
     const int64_t part = many > 1 ? n / many : 0;
     const int64_t offset = rows.offset + first * rows.stride;
+    begin();
     for (int64_t row = 0; row < part; ++row) {
       body(offset + row * rows.stride, SideBySide<many>{part * rows.stride, 0}, rows.columns);
     }
@@ -200,6 +248,7 @@ MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body bod
     flush();
   }
   if (rows.rest > 0) {
+    begin();
     body(rows.offset + rows.count * rows.stride, SideBySide<1>{0, 0}, rows.rest);
     flush();
   }
@@ -207,7 +256,7 @@ MY_OPS_INLINE void for_row_blocks(const Rows& rows, int64_t block_rows, Body bod
 
 template <int64_t many, class Body>
 MY_OPS_INLINE void for_rows(const Rows& rows, Body body) {
-  for_row_blocks<many>(rows, rows.count, body, [] {});
+  for_row_blocks<many>(rows, rows.count, [] {}, body, [] {});
 }
 
 }  // namespace
