@@ -1,7 +1,7 @@
 // Vectors of the instruction set that this translation unit is compiled for.
 //
 // Vec<A> holds kLanes<A> values of the accumulation type A, with the operators of g++'s and clang's vector extension.
-// Everything is in an anonymous namespace: the same templates are compiled three times, and the linker must not take
+// Everything is in an anonymous namespace: the same templates are compiled several times, and the linker must not take
 // one instruction set's copy for another's.
 #pragma once
 
