@@ -26,10 +26,10 @@ using F = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = F::size();
 
-// What loads ask for ahead of them, as in my_ops (cpp/src/cpu/simd/requests.h): the L1 cache on Intel's processors,
-// elsewhere the L2 cache, and that for sums of a large tensor.
+// What loads ask for ahead of them, as in my_ops (cpp/src/cpu/simd/requests.h): the L1 cache on Intel's processors with
+// AVX-512, elsewhere the L2 cache, and that for sums of a large tensor.
 enum class Ask { nothing, l1, l2 };
-const bool kIntel = __builtin_cpu_is("intel");
+const bool kIntel = __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f");
 constexpr int64_t kAheadInL1 = 768;  // bytes
 constexpr int64_t kAheadInL2 = 2048;
 constexpr int64_t kLarge = 8 << 20;

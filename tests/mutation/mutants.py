@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     # dx, by runs and by rows.
     *_of(
-        "cpu/simd/phases.h",
+        "cpu/simd/backward_phases.h",
         BACKWARD,
         (
             "return {};",

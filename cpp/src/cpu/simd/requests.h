@@ -1,5 +1,5 @@
-// What the caches are asked for before it is needed: what suits one maker's processors does not suit another's, so that
-// kernels_avx512_intel.cpp defines MY_OPS_FOR_INTEL. The results have the same bits.
+// What the caches are asked for before it is needed, and from how many places at a time. What suits one maker's
+// processors does not suit another's, so kernels_avx512_intel.cpp defines MY_OPS_FOR_INTEL. The bits are the same.
 //
 // Of itself a core begins its prefetching anew in every 4 KiB page, hence the requests. Measured on an Ice Lake Xeon
 // (L1 of 48 KB, 12 ways) and on a Zen 4 EPYC (32 KB, 8 ways), both with two cores: what the one's L1 is asked for, 768

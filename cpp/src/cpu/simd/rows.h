@@ -62,12 +62,14 @@ MY_OPS_INLINE bool in_runs(const Rows& rows) {
   return rows.inner >= 4 * kPack<T>;
 }
 
-/// body(j, first, last) for the runs of a row: columns j..j+inner-1 of one channel, of which first..last-1 fill packs.
+/// body(c, j, first, last) for the runs of a row: columns j..j+inner-1 of channel c, of which first..last-1 fill packs.
 template <class T, class Body>
 MY_OPS_INLINE void for_runs(const Rows& rows, int64_t columns, Body body) {
   constexpr int64_t pack = kPack<T>;
+  int64_t c = 0;
   for (int64_t j = 0; j < columns; j += rows.inner) {
-    body(j, (j + pack - 1) / pack * pack, (j + rows.inner) / pack * pack);
+    body(c, j, (j + pack - 1) / pack * pack, (j + rows.inner) / pack * pack);
+    c = c + 1 < rows.channels ? c + 1 : 0;
   }
 }
 
@@ -90,15 +92,14 @@ struct Columns {
 
  private:
   MY_OPS_INLINE void expand_runs(const Rows& rows, const A* per_channel) {
-    int64_t c = 0;
-    for_runs<T>(rows, rows.columns, [&](int64_t j, int64_t first, int64_t last) {
+    for_runs<T>(rows, rows.columns, [&](int64_t c, int64_t j, int64_t first, int64_t last) {
       const Vec<A> v = splat(quiet(per_channel[c]));
       fill(j, first + kPack<T> - j, v);
       fill(last, kPack<T>, v);
-      c = c + 1 < rows.channels ? c + 1 : 0;
     });
     for (int64_t i = rows.columns; i % kPack<T> != 0; ++i) values[i] = A(0);
-    for_runs<T>(rows, rows.columns, [&](int64_t, int64_t, int64_t last) { to_lane_order<T>(values + last, kPack<T>); });
+    for_runs<T>(rows, rows.columns,
+                [&](int64_t, int64_t, int64_t, int64_t last) { to_lane_order<T>(values + last, kPack<T>); });
   }
 
   MY_OPS_INLINE void expand_columns(const Rows& rows, const A* per_channel) {
@@ -136,7 +137,7 @@ struct ColumnSums {
 
   MY_OPS_INLINE void begin(const Rows& rows) {
     if (in_runs<T>(rows)) {
-      for_runs<T>(rows, rows.columns, [&](int64_t, int64_t first, int64_t last) {
+      for_runs<T>(rows, rows.columns, [&](int64_t, int64_t, int64_t first, int64_t last) {
         put<T>(values + first, Pack<T>{});
         put<T>(values + last, Pack<T>{});
       });
@@ -149,12 +150,10 @@ struct ColumnSums {
 
   MY_OPS_INLINE void flush(const Rows& rows) {
     if (in_runs<T>(rows)) {
-      int64_t c = 0;
-      for_runs<T>(rows, rows.columns, [&](int64_t j, int64_t first, int64_t last) {
+      for_runs<T>(rows, rows.columns, [&](int64_t c, int64_t j, int64_t first, int64_t last) {
         const int64_t rest = j + rows.inner - last;
         to_value_order<T>(values + last, rest);
         sums[c] += total(j, first + kPack<T> - j) + total(last, rest);
-        c = c + 1 < rows.channels ? c + 1 : 0;
       });
       return;
     }
@@ -219,7 +218,7 @@ MY_OPS_INLINE void for_column_packs(const Rows& rows, int64_t columns, Body body
                                   [&](int64_t j, int, auto lanes) { body(OnePack<T, decltype(lanes)>{j, lanes}); });
     return;
   }
-  for_runs<T>(rows, columns, [&](int64_t j, int64_t first, int64_t last) {
+  for_runs<T>(rows, columns, [&](int64_t, int64_t j, int64_t first, int64_t last) {
     body(PacksOfRun<T, Full>{first, (last - first) / kPack<T>});
     if (last == j + rows.inner) return;
     if (columns - last < kPack<T>) {
