@@ -11,6 +11,7 @@ import reference
 from activations import SLOPES, activation, derivative, preactivation
 from checks import EPS, Arguments, activations, arguments, bit_equal, ops
 from layouts import arrange
+from profiling.measure import memory
 from reference import Result, upcast
 from sizes import EMPTY
 from tolerances import TOLERANCES, assert_within, unit_roundoff
@@ -111,6 +112,70 @@ def test_elu_that_saturates_is_kept(device: str) -> None:
     args = arguments(torch.randn(4, 2, 30, device=device), True)
     args.gamma.copy_(torch.tensor([1.0, 12.0]))
     assert check(args, "elu").tolist() == [1]
+
+
+def test_gamma_without_a_reciprocal_is_kept(device: str) -> None:
+    """1 / gamma would be infinite, or 1 / (gamma * invstd)."""
+    args = arguments(torch.randn(4, 2, 30, device=device), True)
+    args.gamma.copy_(torch.tensor([1.0, 1e-39]))
+    args.beta.zero_()
+    assert check(args, "leaky_relu").tolist() == [1]
+    args = arguments(1e12 * torch.randn(4, 2, 30, device=device), True)
+    args.gamma.copy_(torch.tensor([1.0, 1e-30]))
+    args.beta.zero_()
+    _, grads, kept = run(args, "leaky_relu", torch.randn_like(args.input))
+    assert kept.tolist() == [1]
+    assert all(bool(gradient.isfinite().all()) for gradient in grads)
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+def test_inverse_of_elu(device: str, wide: torch.dtype) -> None:
+    """In eval mode with a value a channel, the gradient of gamma is dz * z: z as exact as ln(1 + y) can be."""
+    y = torch.cat([-torch.logspace(-30, 0, 5000, dtype=torch.float64), 1 - torch.logspace(-6, 0, 5000).double()])
+    y = torch.cat([y, y[:5000].mul(7), torch.tensor([0.0, -0.5, -0.2928932, -0.25])]).clamp(min=-1 + 2**-20)
+    y = y.to(wide).to(device).view(1, -1, 1)
+    channels = y.shape[1]
+    zero, one = torch.zeros(channels, dtype=wide, device=device), torch.ones(channels, dtype=wide, device=device)
+    none = (torch.empty(0, dtype=torch.int64, device=device), y[:, :0])
+    _, dgamma, dbeta = ops.batchnorm_act_backward_from_output(
+        torch.ones_like(y), y, *none, one, zero, zero, one, False, "elu", 1.0, [False, True, True]
+    )
+    values = y.double().flatten()
+    z = torch.where(values > 0, values, values.log1p())
+    assert torch.equal(dbeta, torch.where(values > 0, 1.0, (values + 1).to(wide).double()).to(wide))
+    assert bool(((dgamma.double() / dbeta.double() - z).abs() <= 4 * torch.finfo(wide).eps * z.abs()).all())
+
+
+def test_kept_in_any_order(device: str) -> None:
+    """All channels kept, some, and in another order than the operator keeps them."""
+    x, dy = (torch.randn(4, 5, 3, 2, dtype=torch.float64, device=device) for _ in range(2))
+    gamma, beta = torch.rand(5, dtype=torch.float64, device=device) + 0.5, torch.randn(5, device=device).double()
+    y = x.clone()
+    mean, invstd, _, _ = ops.batchnorm_act_forward_(y, gamma, beta, None, None, True, 0.1, EPS, "elu", 0.7)
+    want = ops.batchnorm_act_backward(
+        dy, x, None, None, gamma, beta, mean, invstd, True, "elu", 0.7, [True, False, True, True]
+    )
+    for order in ([], [3], [4, 0, 2], [0, 1, 2, 3, 4], [2, 0, 1, 4, 3]):
+        kept = torch.tensor(order, dtype=torch.int64, device=device)
+        got = ops.batchnorm_act_backward_from_output(
+            dy, y, kept, x.index_select(1, kept), gamma, beta, mean, invstd, True, "elu", 0.7, [True] * 3
+        )
+        for a, b in zip(got, (want[0], *want[2:]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_backward_pass_makes_no_copies() -> None:
+    """Beyond its result it takes less than an image."""
+    x = torch.randn(8, 16, 32, 32)
+    image = x.mul(1)
+    given = ops.batchnorm_act_forward_(image, None, None, None, None, True, 0.1, EPS, "leaky_relu", 0.1)
+
+    def backward() -> object:
+        return ops.batchnorm_act_backward_from_output(
+            x, image, *given[2:], None, None, *given[:2], True, "leaky_relu", 0.1, [True] * 3
+        )
+
+    assert x.nbytes <= memory.of(backward, torch.device("cpu")).peak < 1.5 * x.nbytes
 
 
 def test_kept_channels_hold_the_input(device: str) -> None:

@@ -106,11 +106,29 @@ MUTANTS = [
         ACT,
         ("z : z * {};", "slope", "A(1)"),
         ("return dy * {};", "slope", "A(1)"),
-        ("Math::expm1(at_most(A(0), z)) * {};", "alpha", "A(1)"),
-        ("(Math::exp(at_most(A(0), z)) * {});", "alpha", "-alpha"),
-        ("bounded * ({}) + linear)", "3 * cubic", "cubic"),
+        ("Math::expm1(exponent<Math, A>(z)) * {};", "alpha", "A(1)"),
+        ("(Math::exp(exponent<Math, A>(z)) * {});", "alpha", "-alpha"),
+        ("(z * z * ({}) + kLinear)", "3 * kCubic", "kCubic"),
         ("(e * s) + {})", "A(1)", "A(0)"),
-        ("static_cast<A>({} * kTwice", "0.044715", "0.04"),
+    ),
+    # In place: the inverse, and the gradient from the output.
+    *_of(
+        "math/epilogue.h",
+        IN_PLACE,
+        ("y : y * {};", "(A(1) / slope)", "slope"),
+        ("dy * ({});", "y + alpha", "y"),
+        ("at_most<Math>(A(0), y) / {}));", "alpha", "A(1)"),
+    ),
+    *_of(
+        "cpu/in_place_kernel.cpp",
+        IN_PLACE,
+        ("per_gamma[c] = {};", "A(1) / channels.gamma[c]", "A(1)"),
+        ("static_cast<A>({} * sum_dz", "-per_value * per_gamma[c]", "-per_value"),
+    ),
+    *_of(
+        "math/epilogue.h",
+        ACT,
+        ("static_cast<A>({} * 1.59", "0.044715", "0.04"),
     ),
     *_of(
         "cpu/simd/epilogues.h",
@@ -176,7 +194,7 @@ MUTANTS = [
         ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
         ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
     ),
-    *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_not()", "precision.allowed", "1e300")),
+    *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_and(", "precision.allowed", "1e300")),
     # Second derivatives.
     *_of(
         "autograd/formulas.cpp",

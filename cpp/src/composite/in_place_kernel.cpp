@@ -1,5 +1,5 @@
-// The backward pass of batch normalization and activation over the input, for every device: what is before it in the
-// graph is computed back from the output, and goes into plain batch normalization's backward pass.
+// What was before batch normalization and activation over the input, computed back from the output; and the backward
+// pass for devices that have none of their own: plain batch normalization's, of that.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/zeros_like.h>
@@ -52,17 +52,6 @@ Tensor centered_input(const Tensor& y, const Tensor& kept, const Tensor& kept_in
   return centered;
 }
 
-/// On a GPU, index_copy_ checks.
-void check_kept(const char* op, const Tensor& kept, int64_t channels) {
-  if (!kept.is_cpu()) return;
-  const Tensor dense = kept.contiguous();
-  for (int64_t i = 0; i < dense.numel(); ++i) {
-    const int64_t channel = dense.const_data_ptr<int64_t>()[i];
-    TORCH_CHECK(channel >= 0 && channel < channels, op, ": expected kept of channels from 0 to ", channels - 1,
-                ", got ", channel);
-  }
-}
-
 /// Plain batch normalization's backward pass of dz over x - mean, whose mean is 0.
 std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
     const Tensor& grad_output, const Tensor& output, const Tensor& kept, const Tensor& kept_input,
@@ -71,7 +60,6 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_from_output(
   const auto named = plan::activation_named("batchnorm_act_backward_from_output", activation);
   plan::check_act_backward_from_output(grad_output, output, kept, kept_input, gamma, beta, save_mean, save_invstd,
                                        named, slope);
-  check_kept("batchnorm_act_backward_from_output", kept, output.size(1));
   const Tensor x =
       centered_input(plan::dense(output), kept, kept_input, gamma, beta, save_mean, save_invstd, named, slope);
   const Tensor dz = plan::gradient_from_output(grad_output, output, named, slope);
@@ -83,7 +71,7 @@ Tensor batchnorm_act_recover(const Tensor& output, const Tensor& kept, const Ten
                              const Tensor& invstd, std::string_view activation, double slope) {
   const auto named = plan::activation_named("batchnorm_act_recover", activation);
   plan::check_act_recover(output, kept, kept_input, gamma, beta, mean, invstd, named, slope);
-  check_kept("batchnorm_act_recover", kept, output.size(1));
+  plan::check_kept("batchnorm_act_recover", kept, output.size(1));
   return centered_input(plan::dense(output), kept, kept_input, gamma, beta, mean, invstd, named, slope);
 }
 

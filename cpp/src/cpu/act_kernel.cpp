@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/act_map.h"
+#include "cpu/backward_passes.h"
 #include "cpu/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
@@ -173,52 +174,6 @@ class BackwardRegions {
   Epilogue<T> epilogue_;
 };
 
-/// What the backward pass is asked for; undefined tensors are not wanted.
-struct Gradients {
-  Tensor input;
-  Tensor residual;
-  Tensor gamma;
-  Tensor beta;
-};
-
-/// Training: both sums, then dx, which depends on them. Eval: dx depends on dz alone, so that one visit does both.
-template <class T, class A = Accumulator<T>>
-void backward_passes(const BackwardArguments& arguments, bool training, const Gradients& wanted) {
-  const bool keeps = wanted.residual.defined() || (arguments.reads_more() && wanted.input.defined());
-  const Tensor dz = wanted.residual.defined() ? wanted.residual : keeps ? empty_image(arguments.x) : Tensor();
-  BackwardRegions<T> regions(arguments, dz, wanted.input);
-  const Shape& shape = regions.shape();
-  A* dgamma = wanted.gamma.defined() ? write<A>(wanted.gamma) : nullptr;
-  A* dbeta = wanted.beta.defined() ? write<A>(wanted.beta) : nullptr;
-  const BackwardCoefficients<A> k = training ? regions.scratch().training() : regions.scratch().eval(shape.c);
-  const auto map = [&](const Region& region) { regions.map(region, k); };
-  if (!training && !dgamma && !dbeta && !keeps) {
-    for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards,
-                [&](const Region& region, int64_t) { map(region); });
-    return;
-  }
-  const Partition part = plan::reduction_partition(shape, (keeps ? 3 : 2) * sizeof(T));
-  Partials partials(part);
-  const auto reduce_region = [&](const Region& region, int64_t chunk) {
-    regions.reduce(region, partials.first(chunk), partials.second(chunk));
-    if (!training && wanted.input.defined()) map(region);
-  };
-  const auto finish = [&](int64_t c0, int64_t c1) {
-    partials.add_up(c0, c1);
-    if (dbeta) std::copy(partials.first(0) + c0, partials.first(0) + c1, dbeta + c0);
-    if (dgamma) std::copy(partials.second(0) + c0, partials.second(0) + c1, dgamma + c0);
-    if (training && wanted.input.defined()) {
-      kernels_of<T>().finish_backward(regions.scratch().channels(), c0, c1, partials.first(0), partials.second(0),
-                                      part.values);
-    }
-  };
-  if (training && wanted.input.defined()) {
-    reduce_and_map(part, reduce_region, finish, map);
-  } else {
-    reduce(part, reduce_region, finish);
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
@@ -228,22 +183,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
   const BackwardArguments arguments(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named,
                                     slope);
   const Tensor& x = arguments.x;
-  const auto image = [&](bool is_wanted) { return is_wanted ? empty_image(x) : Tensor(); };
-  const auto vector = [&](bool is_wanted) { return is_wanted ? empty_statistic(x) : Tensor(); };
-  const Gradients wanted{image(output_mask[0]), image(output_mask[1]), vector(output_mask[2]), vector(output_mask[3])};
+  const Gradients wanted = empty_gradients(x, output_mask[0], output_mask[2], output_mask[3]);
+  const bool keeps = output_mask[1] || (arguments.reads_more() && output_mask[0]);
+  const Tensor dz = keeps ? empty_image(x) : Tensor();
   if (x.numel() == 0) {
-    for (const Tensor& sum : {wanted.gamma, wanted.beta}) {
-      if (sum.defined()) sum.zero_();
-    }
-  } else if (std::find(output_mask.begin(), output_mask.end(), true) != output_mask.end()) {
-    visit_element(x.scalar_type(),
-                  [&](auto element) { backward_passes<decltype(element)>(arguments, training, wanted); });
+    wanted.zero();
+  } else if (wanted.any() || keeps) {
+    visit_element(x.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      BackwardRegions<T> regions(arguments, dz, wanted.input);
+      const auto k = training ? regions.scratch().training() : regions.scratch().eval(regions.shape().c);
+      backward_passes<T>(
+          regions.shape(), (keeps ? 3 : 2) * sizeof(T), training, keeps, wanted,
+          [&](const Region& region, double* sum_dz, double* sum_dz_xhat) {
+            regions.reduce(region, sum_dz, sum_dz_xhat);
+          },
+          [&](int64_t c0, int64_t c1, const double* sum_dz, const double* sum_dz_xhat, int64_t count) {
+            kernels_of<T>().finish_backward(regions.scratch().channels(), c0, c1, sum_dz, sum_dz_xhat, count);
+          },
+          [&](const Region& region) { regions.map(region, k); });
+    });
   }
-  const auto as_gamma = [&](const Tensor& gradient) {
-    const bool other = gamma && gradient.defined() && gradient.scalar_type() != gamma->scalar_type();
-    return other ? gradient.to(gamma->scalar_type()) : gradient;
-  };
-  return {wanted.input, wanted.residual, as_gamma(wanted.gamma), as_gamma(wanted.beta)};
+  return {wanted.input, output_mask[1] ? dz : Tensor(), as_gamma(wanted.gamma, gamma), as_gamma(wanted.beta, gamma)};
 }
 
 std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,

@@ -3,8 +3,7 @@
 // twice and writes dx.
 #include <torch/library.h>
 
-#include <algorithm>
-
+#include "cpu/backward_passes.h"
 #include "cpu/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
@@ -79,79 +78,31 @@ std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_forward_out(
   return {output, save_mean, save_invstd};
 }
 
-/// What the backward pass is asked for; undefined tensors are not wanted.
-struct Gradients {
-  Tensor input;
-  Tensor gamma;
-  Tensor beta;
-};
-
-/// Training: both sums, then dx, which depends on them. Eval: dx depends on dy alone, so that one pass does both.
-template <class T, class A = Accumulator<T>>
-void backward_passes(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
-                     const Tensor& save_mean, const Tensor& save_invstd, bool training, const Gradients& wanted) {
-  const Shape shape = plan::shape_of(input);
-  const Partition part = plan::reduction_partition(shape, 2 * sizeof(T));
-  const Kernels<T>& kernels = kernels_of<T>();
-  const T* dy = read<T>(grad_output);
-  const T* x = read<T>(input);
-  T* dx = wanted.input.defined() ? write<T>(wanted.input) : nullptr;
-  const bool stream = dx && streams(wanted.input);
-  A* dgamma = wanted.gamma.defined() ? write<A>(wanted.gamma) : nullptr;
-  A* dbeta = wanted.beta.defined() ? write<A>(wanted.beta) : nullptr;
-  BackwardScratch<A> scratch(part.channels, gamma, save_mean, save_invstd);
-  Partials partials(part);
-
-  const auto reduce_region = [&](const Region& region, int64_t k) {
-    kernels.backward_reduce(dy, x, shape, region, scratch.mean(), scratch.invstd(), partials.first(k),
-                            partials.second(k));
-  };
-  const auto finish = [&](int64_t c0, int64_t c1) {
-    partials.add_up(c0, c1);
-    if (dbeta) std::copy(partials.first(0) + c0, partials.first(0) + c1, dbeta + c0);
-    if (dgamma) std::copy(partials.second(0) + c0, partials.second(0) + c1, dgamma + c0);
-    if (training && dx) {
-      kernels.finish_backward(scratch.channels(), c0, c1, partials.first(0), partials.second(0), part.values);
-    }
-  };
-  if (!dx) {
-    reduce(part, reduce_region, finish);
-    return;
-  }
-  if (training) {
-    reduce_and_map(part, reduce_region, finish, [&](const Region& region) {
-      kernels.backward_apply(dy, x, dx, shape, region, scratch.training(), stream);
-    });
-    return;
-  }
-  const BackwardCoefficients<A> eval = scratch.eval(part.channels);
-  const auto map = [&](const Region& region) { kernels.backward_apply(dy, x, dx, shape, region, eval, stream); };
-  if (!dgamma && !dbeta) {
-    for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards,
-                [&](const Region& region, int64_t) { map(region); });
-    return;
-  }
-  reduce(
-      part,
-      [&](const Region& region, int64_t k) {
-        reduce_region(region, k);
-        map(region);
-      },
-      finish);
-}
-
-/// All of a backward pass over a dense x; the gradients are dense, those of gamma and beta in the accumulation dtype.
-void backward(const Tensor& grad_output, const Tensor& x, const OptionalTensor& gamma, const Tensor& save_mean,
+/// All of a backward pass over a dense x; the gradients are dense.
+void backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma, const Tensor& save_mean,
               const Tensor& save_invstd, bool training, const Gradients& wanted) {
-  if (x.numel() == 0) {
-    if (wanted.gamma.defined()) wanted.gamma.zero_();
-    if (wanted.beta.defined()) wanted.beta.zero_();
-    return;
-  }
-  if (!wanted.input.defined() && !wanted.gamma.defined() && !wanted.beta.defined()) return;
-  const Tensor dy = plan::dense_like(grad_output, x);
-  visit_element(x.scalar_type(), [&](auto element) {
-    backward_passes<decltype(element)>(dy, x, gamma, save_mean, save_invstd, training, wanted);
+  if (input.numel() == 0) return wanted.zero();
+  if (!wanted.any()) return;
+  const Tensor grad = plan::dense_like(grad_output, input);
+  visit_element(input.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const Shape shape = plan::shape_of(input);
+    const Kernels<T>& kernels = kernels_of<T>();
+    const T* dy = read<T>(grad);
+    const T* x = read<T>(input);
+    T* dx = wanted.input.defined() ? write<T>(wanted.input) : nullptr;
+    const bool stream = dx && streams(wanted.input);
+    BackwardScratch<Accumulator<T>> scratch(shape.c, gamma, save_mean, save_invstd);
+    const auto k = training ? scratch.training() : scratch.eval(shape.c);
+    backward_passes<T>(
+        shape, 2 * sizeof(T), training, /*keeps=*/false, wanted,
+        [&](const Region& region, double* sum_dy, double* sum_dy_xhat) {
+          kernels.backward_reduce(dy, x, shape, region, scratch.mean(), scratch.invstd(), sum_dy, sum_dy_xhat);
+        },
+        [&](int64_t c0, int64_t c1, const double* sum_dy, const double* sum_dy_xhat, int64_t count) {
+          kernels.finish_backward(scratch.channels(), c0, c1, sum_dy, sum_dy_xhat, count);
+        },
+        [&](const Region& region) { kernels.backward_apply(dy, x, dx, shape, region, k, stream); });
   });
 }
 
@@ -161,14 +112,9 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_backward(const Tensor& grad_output,
                                                       OutputMask output_mask) {
   plan::check_backward(grad_output, input, gamma, save_mean, save_invstd);
   const Tensor x = plan::dense(input);
-  const Gradients wanted{output_mask[0] ? empty_image(x) : Tensor(), output_mask[1] ? empty_statistic(x) : Tensor(),
-                         output_mask[2] ? empty_statistic(x) : Tensor()};
+  const Gradients wanted = empty_gradients(x, output_mask[0], output_mask[1], output_mask[2]);
   backward(grad_output, x, gamma, save_mean, save_invstd, training, wanted);
-  const auto as_gamma = [&](const Tensor& gradient) {
-    const bool other = gamma && gradient.defined() && gradient.scalar_type() != gamma->scalar_type();
-    return other ? gradient.to(gamma->scalar_type()) : gradient;
-  };
-  return {wanted.input, as_gamma(wanted.gamma), as_gamma(wanted.beta)};
+  return {wanted.input, as_gamma(wanted.gamma, gamma), as_gamma(wanted.beta, gamma)};
 }
 
 std::tuple<Tensor&, Tensor&, Tensor&> batchnorm_backward_out(const Tensor& grad_output, const Tensor& input,

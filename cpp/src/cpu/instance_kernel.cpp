@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cpu/backward_passes.h"
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
@@ -111,13 +112,6 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_forward(const Tensor& input, con
   return {output, save_mean, save_invstd};
 }
 
-/// What the backward pass is asked for; undefined tensors are not wanted.
-struct Gradients {
-  Tensor input;
-  Tensor gamma;
-  Tensor beta;
-};
-
 /// Both sums of every image, then dx, which depends on them.
 template <class T, class A = Accumulator<T>>
 void backward_passes(const Tensor& grad_output, const Tensor& input, const OptionalTensor& gamma,
@@ -168,21 +162,15 @@ std::tuple<Tensor, Tensor, Tensor> instancenorm_backward(const Tensor& grad_outp
                                                          const Tensor& save_invstd, OutputMask output_mask) {
   plan::check_instance_backward(grad_output, input, gamma, save_mean, save_invstd);
   const Tensor x = plan::dense(input);
-  const Gradients wanted{output_mask[0] ? empty_image(x) : Tensor(), output_mask[1] ? empty_statistic(x) : Tensor(),
-                         output_mask[2] ? empty_statistic(x) : Tensor()};
+  const Gradients wanted = empty_gradients(x, output_mask[0], output_mask[1], output_mask[2]);
   if (x.numel() == 0) {
-    for (const Tensor& sums : {wanted.gamma, wanted.beta}) {
-      if (sums.defined()) sums.zero_();
-    }
-  } else if (output_mask[0] || output_mask[1] || output_mask[2]) {
+    wanted.zero();
+  } else if (wanted.any()) {
     visit_element(x.scalar_type(), [&](auto element) {
       backward_passes<decltype(element)>(plan::dense_like(grad_output, x), x, gamma, save_mean, save_invstd, wanted);
     });
   }
-  const auto as_gamma = [&](const Tensor& gradient) {
-    return gamma && gradient.defined() ? gradient.to(gamma->scalar_type()) : gradient;
-  };
-  return {wanted.input, as_gamma(wanted.gamma), as_gamma(wanted.beta)};
+  return {wanted.input, as_gamma(wanted.gamma, gamma), as_gamma(wanted.beta, gamma)};
 }
 
 }  // namespace

@@ -63,6 +63,7 @@ struct Epilogue {
   uint8_t* written = nullptr;        // forward, out: the mask, which starts as zeros; or null
   const uint8_t* mask = nullptr;     // backward, for relu, leaky_relu and relu6: instead of z and the residual; or null
   AffineOfZ<Accumulator<T>> z = {};  // backward
+  bool of_output = false;            // backward: what is given for x is act(z), for mean beta, for invstd 1 / gamma
   T* dz = nullptr;                   // backward_reduce, out; or null
 };
 

@@ -41,6 +41,14 @@ struct Plain {
 
 struct DeviceMath {
   template <class A>
+  __device__ static A lesser(A a, A b) {
+    return a < b ? a : b;
+  }
+  template <class A>
+  __device__ static A greater(A a, A b) {
+    return a > b ? a : b;
+  }
+  template <class A>
   __device__ static A exp(A value) {
     return std::exp(value);
   }
@@ -156,23 +164,24 @@ struct Activated {
     const bool clamps = activation == plan::Activation::relu6;
     uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < V; ++i) bits |= ((clamps ? math::Clamp<A>{}.inside(z[i]) : z[i]) > A(0) ? 1u : 0u) << i;
+    for (int i = 0; i < V; ++i)
+      bits |= ((clamps ? math::Clamp<A, DeviceMath>{}.inside(z[i]) : z[i]) > A(0) ? 1u : 0u) << i;
     return bits;
   }
 
   template <class Use>
   __device__ __forceinline__ void with_activation(Use use) const {
-    using Gate = math::Gate<A, DeviceMath>;
     switch (activation) {
       case plan::Activation::relu:
-        return use(math::Relu<A>{});
+        return use(math::Relu<A, DeviceMath>{});
       case plan::Activation::relu6:
-        return use(math::Clamp<A>{});
+        return use(math::Clamp<A, DeviceMath>{});
       case plan::Activation::elu:
         return use(math::Elu<A, DeviceMath>{slope});
       case plan::Activation::silu:
+        return use(math::Silu<A, DeviceMath>{});
       case plan::Activation::gelu_tanh:
-        return use(activation == plan::Activation::silu ? Gate::silu() : Gate::gelu_tanh());
+        return use(math::GeluTanh<A, DeviceMath>{});
       default:
         return use(math::Select<A>{slope});
     }

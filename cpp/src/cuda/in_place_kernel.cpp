@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward_(
     second.eps = eps;
   }
   Tensor kept = plan::channels_to_keep(x, gamma, beta, save_mean, save_invstd, named, slope);
-  Tensor kept_input = x.index_select(1, kept);
+  Tensor kept_input = plan::input_to_keep(x, kept);
   if (x.numel() > 0) C10_CUDA_CHECK(act_apply(launch_of(x, plan), second, Epilogue{named, slope}));
   if (!x.is_same(input)) input.copy_(x);
   return {save_mean, save_invstd, kept, kept_input};
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTen
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = plan::dense(input);
   const Tensor kept = plan::channels_to_keep(x, gamma, beta, mean, invstd, named, slope);
-  const Tensor kept_input = x.index_select(1, kept);
+  const Tensor kept_input = plan::input_to_keep(x, kept);
   if (x.numel() > 0) {
     const LaunchPlan plan = plan_forward(problem_of(x, {}), /*training=*/false);
     const Apply pass{x.const_data_ptr(),       x.mutable_data_ptr(), {vector(gamma), vector(beta)}, vector(mean),

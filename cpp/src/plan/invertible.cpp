@@ -67,7 +67,33 @@ Tensor channels_to_keep(const Tensor& x, const std::optional<Tensor>& gamma_, co
   if (activation == Activation::elu && x.numel() > 0) {
     error = error + at::exp(-least_z(x, gamma, beta, mean, invstd)) * precision.unit;
   }
-  return (error / gamma.abs() <= precision.allowed).logical_not().nonzero().squeeze(1);
+  const double normal =
+      mean_.scalar_type() == at::kDouble ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const Tensor has_reciprocal = gamma.abs() * invstd.clamp_max(1) >= normal;
+  return (error / gamma.abs() <= precision.allowed).logical_and(has_reciprocal).logical_not().nonzero().squeeze(1);
+}
+
+Tensor input_to_keep(const Tensor& x, const Tensor& kept) {
+  return kept.size(0) == x.size(1) ? x.clone() : x.index_select(1, kept);
+}
+
+void check_kept(const char* op, const Tensor& kept, int64_t channels) {
+  if (!kept.is_cpu()) return;
+  const Tensor dense = kept.contiguous();
+  for (int64_t i = 0; i < dense.numel(); ++i) {
+    const int64_t channel = dense.const_data_ptr<int64_t>()[i];
+    TORCH_CHECK(channel >= 0 && channel < channels, op, ": expected kept of channels from 0 to ", channels - 1,
+                ", got ", channel);
+  }
+}
+
+bool keeps_all(const Tensor& kept, int64_t channels) {
+  if (kept.size(0) != channels) return false;
+  const Tensor dense = kept.contiguous();
+  for (int64_t i = 0; i < channels; ++i) {
+    if (dense.const_data_ptr<int64_t>()[i] != i) return false;
+  }
+  return true;
 }
 
 Tensor gradient_from_output(const Tensor& dy, const Tensor& y, Activation activation, double slope) {

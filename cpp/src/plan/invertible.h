@@ -23,11 +23,21 @@ bool is_invertible(Activation activation, double slope);
 ///   error of xhat <= 2u * |xhat| + (2u * |beta| + t / slope + u * e^-min(z)) / |gamma|
 ///
 /// of which the first term is a rounding. A channel is kept if the second, in standard deviations of the channel,
-/// exceeds 2^-12 (float32), 2^-32 (float64) or 2^-5 (16-bit types); or is not a number. gamma = 0 is such a channel.
+/// exceeds 2^-12 (float32), 2^-32 (float64) or 2^-5 (16-bit types); or is not a number. gamma = 0 is such a channel. So
+/// is one whose gamma or gamma * invstd is below the normal numbers of the statistics: it has no finite reciprocal.
 /// min(z) is found in a pass over x, for elu alone.
 at::Tensor channels_to_keep(const at::Tensor& x, const std::optional<at::Tensor>& gamma,
                             const std::optional<at::Tensor>& beta, const at::Tensor& mean, const at::Tensor& invstd,
                             Activation activation, double slope);
+
+/// x of these channels, before it is overwritten.
+at::Tensor input_to_keep(const at::Tensor& x, const at::Tensor& kept);
+
+/// An error of `op` if `kept`, in a CPU's memory, names channels that there are not. On a GPU index_copy_ checks.
+void check_kept(const char* op, const at::Tensor& kept, int64_t channels);
+
+/// Whether `kept`, in a CPU's memory, is all channels in their order.
+bool keeps_all(const at::Tensor& kept, int64_t channels);
 
 /// dz = dy * act'(z) from y = act(z): computed back, z could have the other sign where it is nearly 0.
 at::Tensor gradient_from_output(const at::Tensor& dy, const at::Tensor& y, Activation activation, double slope);

@@ -23,15 +23,16 @@ void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const 
                      const int64_t c = region.c0 + i;
                      const Pack<T> mu = broadcast<T>(mean[c]);
                      const Pack<T> scale = broadcast<T>(invstd[c]);
-                     const ZOfStretches<T, E, 1> z(affine_of_z, mean, c, SideBySide<1>{0, 0});
+                     const UOfStretches<T, E, 1> u(affine_of_z, mean, c, SideBySide<1>{0, 0});
                      Pack<T> s[kSlots<T>] = {};
                      Pack<T> q[kSlots<T>] = {};
                      for_packs<T, All, kUnrolled<T, E>>(0, length, [&](int64_t i, int slot, auto lanes) {
-                       for (int r = 0; r < side.count; ++r) {
+                       MY_OPS_UNROLLED for (int r = 0; r < side.count; ++r) {
                          const int64_t at = element + r * side.apart + i;
-                         const Pack<T> d = load_ahead<Ahead>(x + at, lanes, mu) - mu;
+                         const Pack<T> v = load_ahead<Ahead>(x + at, lanes, mu);
+                         const Pack<T> d = input_of<T>(epilogue, v) - mu;
                          const Pack<T> g = epilogue.gradient(
-                             load_ahead<Ahead>(dy + at, lanes, Pack<T>{}), [&] { return z(d, 0); }, at, lanes);
+                             load_ahead<Ahead>(dy + at, lanes, Pack<T>{}), [&] { return u(v, d, 0); }, at, lanes);
                          epilogue.keep(g, at, lanes);
                          s[(slot + r) % kSlots<T>] += g;
                          q[(slot + r) % kSlots<T>] += g * (d * scale);
@@ -53,7 +54,7 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   ColumnSums<T> second(rows, sum_dz_xhat + region.c0);
   means.expand(rows, mean + region.c0);
   invstds.expand(rows, invstd + region.c0);
-  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
+  const UOfColumns<T, E> u_of_columns(affine_of_z, rows, region);
   for_row_blocks<kStretches<E>>(
       rows, ColumnSums<T>::kBlockRows,
       [&] {
@@ -64,15 +65,16 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
         for_column_packs<T, All, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
           const Pack<T> mu = means.at(packs.column);
           const Pack<T> scale = invstds.at(packs.column);
-          const auto z = z_of_columns.at(packs.column);
+          const auto u = u_of_columns.at(packs.column);
           Pack<T> s[packs.slots] = {};
           Pack<T> q[packs.slots] = {};
           packs.each([&](int64_t j, auto lanes) {
-            for (int r = 0; r < side.count; ++r) {
+            MY_OPS_UNROLLED for (int r = 0; r < side.count; ++r) {
               const int64_t i = element + r * side.apart + j;
-              const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mu) - mu;
+              const Pack<T> v = load_ahead<Ahead>(x + i, lanes, mu);
+              const Pack<T> d = input_of<T>(epilogue, v) - mu;
               const Pack<T> g =
-                  epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
+                  epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return u(v, d); }, i, lanes);
               epilogue.keep(g, i, lanes);
               s[r % packs.slots] += g;
               q[r % packs.slots] += g * (d * scale);
@@ -108,9 +110,10 @@ void backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& 
 template <class T, class A = Accumulator<T>>
 void act_backward_reduce(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,
                          const A* invstd, const Epilogue<T>& epilogue, double* sum_dz, double* sum_dz_xhat) {
-  with_epilogue(epilogue, [&](auto e) {
+  const auto use = [&](auto e) {
     backward_reduce_epilogue(dy, x, shape, region, mean, invstd, epilogue.z, sum_dz, sum_dz_xhat, e);
-  });
+  };
+  epilogue.of_output ? with_inverse(epilogue, use) : with_epilogue(epilogue, use);
 }
 
 // ---- backward_apply: dx = (dz + (x - mean) * x_scale) * dy_scale + shift, or dz * dy_scale alone ----
@@ -122,13 +125,13 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
       shape, region, [&](int64_t c, int64_t element, auto side, int64_t length) {
         const int64_t ahead = head<Full>(dx + element);
         const Broadcast<T, side.count> dy_scale(k.dy_scale, c, side);
-        const ZOfStretches<T, E, side.count> z(affine_of_z, k.mean, c, side);
+        const UOfStretches<T, E, side.count> u(affine_of_z, k.mean, c, side);
         if (!k.x_scale) {
           for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
             map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
               const int64_t at = element + i + ahead;
-              const auto z_here = [&] { return z.of_x(load_ahead(x + at, lanes, Pack<T>{}), r); };
-              return epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), z_here, at, lanes) * dy_scale[r];
+              const auto u_here = [&] { return u(load_ahead(x + at, lanes, Pack<T>{}), r); };
+              return epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), u_here, at, lanes) * dy_scale[r];
             });
           });
           return;
@@ -139,9 +142,10 @@ void backward_apply_by_runs(const T* dy, const T* x, T* dx, const Shape& shape, 
         for_packs<T, Full, kUnrolled<T, E>>(ahead, length, [&](int64_t i, int, auto lanes) {
           map_packs<T>(dx + element + i, side, lanes, [&](int r, int64_t ahead) {
             const int64_t at = element + i + ahead;
-            const Pack<T> d = load_ahead(x + at, lanes, mean[r]) - mean[r];
+            const Pack<T> v = load_ahead(x + at, lanes, mean[r]);
+            const Pack<T> d = input_of<T>(epilogue, v) - mean[r];
             const Pack<T> g =
-                epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), [&] { return z(d, r); }, at, lanes);
+                epilogue.gradient(load_ahead(dy + at, lanes, Pack<T>{}), [&] { return u(v, d, r); }, at, lanes);
             return (g + d * x_scale[r]) * dy_scale[r] + shift[r];
           });
         });
@@ -160,20 +164,21 @@ void backward_apply_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, co
   dy_scales.expand(rows, k.dy_scale + region.c0);
   x_scales.expand(rows, k.x_scale + region.c0);
   shifts.expand(rows, k.shift + region.c0);
-  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
+  const UOfColumns<T, E> u_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_column_packs<T, Full, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
       const Pack<T> mean = means.at(packs.column);
       const Pack<T> dy_scale = dy_scales.at(packs.column);
       const Pack<T> x_scale = x_scales.at(packs.column);
       const Pack<T> shift = shifts.at(packs.column);
-      const auto z = z_of_columns.at(packs.column);
+      const auto u = u_of_columns.at(packs.column);
       packs.each([&](int64_t j, auto lanes) {
         map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
           const int64_t i = element + j + ahead;
-          const Pack<T> d = load_ahead<Ahead>(x + i, lanes, mean) - mean;
+          const Pack<T> v = load_ahead<Ahead>(x + i, lanes, mean);
+          const Pack<T> d = input_of<T>(epilogue, v) - mean;
           const Pack<T> g =
-              epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return z(d); }, i, lanes);
+              epilogue.gradient(load_ahead<Ahead>(dy + i, lanes, Pack<T>{}), [&] { return u(v, d); }, i, lanes);
           return (g + d * x_scale) * dy_scale + shift;
         });
       });
@@ -186,21 +191,22 @@ void scale_by_rows(const T* dy, const T* x, T* dx, const Rows& rows, const Regio
                    const BackwardCoefficients<A>& k, const AffineOfZ<A>& affine_of_z, E epilogue) {
   Columns<T> means;
   Columns<T> dy_scales;
-  if constexpr (E::kFromZ) means.expand(rows, k.mean + region.c0);
+  if constexpr (E::kGradientOf != GradientOf::dy) means.expand(rows, k.mean + region.c0);
   dy_scales.expand(rows, k.dy_scale + region.c0);
-  const ZOfColumns<T, E> z_of_columns(affine_of_z, rows, region);
+  const UOfColumns<T, E> u_of_columns(affine_of_z, rows, region);
   for_rows<kStretchesOf<T, Full, E>>(rows, [&](int64_t element, auto side, int64_t columns) {
     for_column_packs<T, Full, kUnrolled<T, E>>(rows, columns, [&](auto packs) {
       const Pack<T> dy_scale = dy_scales.at(packs.column);
-      const auto z = z_of_columns.at(packs.column);
+      const auto u = u_of_columns.at(packs.column);
       packs.each([&](int64_t j, auto lanes) {
         map_packs<T>(dx + element + j, side, lanes, [&](int, int64_t ahead) {
           const int64_t i = element + j + ahead;
-          const auto z_here = [&] {
+          const auto u_here = [&] {
             const Pack<T> mean = means.at(packs.column);
-            return z(load_ahead(x + i, lanes, mean) - mean);
+            const Pack<T> v = load_ahead(x + i, lanes, mean);
+            return u(v, v - mean);
           };
-          return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), z_here, i, lanes) * dy_scale;
+          return epilogue.gradient(load_ahead(dy + i, lanes, Pack<T>{}), u_here, i, lanes) * dy_scale;
         });
       });
     });
@@ -242,8 +248,8 @@ void backward_apply(const T* dy, const T* x, T* dx, const Shape& shape, const Re
 template <class T, class A = Accumulator<T>>
 void act_backward_apply(const T* dy, const T* x, T* dx, const Shape& shape, const Region& region,
                         const BackwardCoefficients<A>& k, const Epilogue<T>& epilogue, bool stream) {
-  with_activation(epilogue,
-                  [&](auto e) { backward_apply_epilogue(dy, x, dx, shape, region, k, epilogue.z, stream, e); });
+  const auto use = [&](auto e) { backward_apply_epilogue(dy, x, dx, shape, region, k, epilogue.z, stream, e); };
+  epilogue.of_output ? with_inverse(epilogue, use) : with_activation(epilogue, use);
 }
 
 }  // namespace

@@ -167,7 +167,7 @@ MY_OPS_INLINE void for_packs(int64_t head, int64_t n, Body body) {
   }
   if constexpr (kUnrolled > 1) {
     for (; i + kUnrolled * pack <= n; i += kUnrolled * pack) {
-      for (int slot = 0; slot < kUnrolled; ++slot) body(i + slot * pack, slot, Full{});
+      MY_OPS_UNROLLED for (int slot = 0; slot < kUnrolled; ++slot) body(i + slot * pack, slot, Full{});
     }
   }
   for (; i + pack <= n; i += pack) body(i, 0, Full{});

@@ -16,6 +16,9 @@
 
 #define MY_OPS_INLINE inline __attribute__((always_inline))
 
+// For loops that index an array of accumulators: rolled up, these would lie in memory instead of registers.
+#define MY_OPS_UNROLLED _Pragma("GCC unroll 16")
+
 namespace my_ops::cpu {
 namespace {
 
