@@ -34,6 +34,12 @@ PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous")
     for layout in ("contiguous", "channels_last")
 ]
 
+
+def past_the_cache(itemsize: int) -> tuple[int, ...]:
+    """A result of 24 MB, written past the cache where a pass over two such tensors may fill up to 48 MB."""
+    return (72 // itemsize, 66, 50, 101)
+
+
 # Shape and strides: where a size is 1 the stride says nothing, and more than one layout fits.
 AMBIGUOUS = [
     ((4, 1, 6, 5), (30, 1, 5, 1)),

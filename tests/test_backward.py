@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checks import activations, arguments, bit_equal, check_backward, ops
 from layouts import LAYOUTS, RANKED_LAYOUTS, SHAPES, arrange, strided
-from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
+from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors, past_the_cache
 from tolerances import accumulation_dtype
 
 MASKS = list(product([False, True], repeat=3))
@@ -69,6 +69,14 @@ def test_sizes_around_vectors(device: str, dtype: torch.dtype, training: bool, s
 def test_extreme_proportions(
     device: str, dtype: torch.dtype, training: bool, shape: tuple[int, ...], layout: str
 ) -> None:
+    input = arrange(activations(shape, dtype, device), layout)
+    check_backward(arrange(gradients(shape, dtype, device), layout), arguments(input, training))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_results(device: str, dtype: torch.dtype, training: bool, layout: str) -> None:
+    """Written past the cache."""
+    shape = past_the_cache(dtype.itemsize)
     input = arrange(activations(shape, dtype, device), layout)
     check_backward(arrange(gradients(shape, dtype, device), layout), arguments(input, training))
 

@@ -10,7 +10,7 @@ import torch
 
 from checks import VECTORS, activations, arguments, bit_equal, check_forward, ops
 from layouts import RANKED_LAYOUTS, SHAPES, arrange, guarded, strided
-from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors
+from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors, past_the_cache
 
 SUBSETS = [tuple(name for name, used in zip(VECTORS, bits, strict=True) if used) for bits in product([0, 1], repeat=4)]
 
@@ -51,6 +51,14 @@ def test_extreme_proportions(
     device: str, dtype: torch.dtype, training: bool, shape: tuple[int, ...], layout: str
 ) -> None:
     check_forward(arguments(arrange(activations(shape, dtype, device), layout), training))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_results(device: str, dtype: torch.dtype, training: bool, layout: str) -> None:
+    """Written past the cache."""
+    shape = past_the_cache(dtype.itemsize)
+    input = arrange(activations(shape, dtype, device), layout)
+    check_forward(arguments(input, training))
 
 
 @pytest.mark.parametrize(("shape", "stride"), AMBIGUOUS, ids=str)

@@ -111,6 +111,12 @@ def test_version_is_stated_once() -> None:
     assert json.loads(torch.ops.my_ops.build_info())["version"] == project["version"]
 
 
+def test_facts_of_the_machine() -> None:
+    facts = json.loads(torch.ops.my_ops.build_info())
+    assert facts["cpu_capability"] in ("default", "avx2", "avx512")
+    assert 2**18 <= facts["cached_bytes"] <= facts["last_level_cache"]
+
+
 def test_public_names() -> None:
     kinds = ["BatchNorm", "BatchNormAct", "InPlaceBatchNormAct", "ConvBatchNorm", "LazyBatchNorm"]
     kinds += ["FrozenBatchNorm", "GhostBatchNorm", "InstanceNorm", "LazyInstanceNorm"]

@@ -14,10 +14,11 @@ import my_ops
 import reference
 from checks import EPS, activations, arguments, bit_equal, ops, unchanged
 from layouts import SHAPES, arrange, assert_layout
+from sizes import past_the_cache
 
 IMAGE = SHAPES[4]
 C = IMAGE[1]
-LARGE = (8, 64, 72, 73)  # 10.8 MB of float32: written past the cache where the last level has up to 43 MB
+LARGE = past_the_cache(4)
 LAYOUTS = ("contiguous", "channels_last", "chunk", "offset_channels_last", "strided")
 IMAGES = ("output", "grad_input", "out")
 

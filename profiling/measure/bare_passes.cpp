@@ -8,7 +8,7 @@
 // A slice that fits the L2 cache is read again from there; one slice for all is read again from where it then is, the
 // last-level cache or memory. A slice may consist of pieces, one from each of as many equal parts of the array: so lie
 // the values of a channel, or of a few side by side, in a contiguous batch of images. Results are stored as ours are:
-// past the cache if they are over a quarter of the last.
+// past the cache where my_ops writes its own past it.
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty_like.h>

@@ -59,8 +59,9 @@ class BarePasses:
         return self._call(case.grad_output, case.input, reduces=True)
 
     def _call(self, grad_output: Tensor | None, x: Tensor, reduces: bool) -> Call:
-        values = self._values(1 if grad_output is None else 2)
-        return partial(_operator(), grad_output, x, values, self._pieces, reduces, x.nbytes > _last_level_cache() / 4)
+        read = 1 if grad_output is None else 2
+        streams = (read + 1) * x.nbytes > _cached_bytes()
+        return partial(_operator(), grad_output, x, self._values(read), self._pieces, reduces, streams)
 
 
 def of(case: Case) -> list[BarePasses]:
@@ -83,9 +84,9 @@ def of(case: Case) -> list[BarePasses]:
 
 
 @functools.cache
-def _last_level_cache() -> int:
-    """Bytes, as my_ops finds them."""
-    return int(json.loads(torch.ops.my_ops.build_info())["last_level_cache"])
+def _cached_bytes() -> int:
+    """What a pass may touch before its result is written past the cache, as in my_ops."""
+    return int(json.loads(torch.ops.my_ops.build_info())["cached_bytes"])
 
 
 def _capability() -> str:

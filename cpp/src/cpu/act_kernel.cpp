@@ -136,7 +136,7 @@ class BackwardRegions {
         dy_(read<T>(arguments.dy)),
         x_(read<T>(arguments.x)),
         dx_(dx.defined() ? write<T>(dx) : nullptr),
-        stream_(dx.defined() && streams(dx)),
+        stream_(dx.defined() && streams(dx, dz.defined() ? 4 : 3)),
         scratch_(shape_.c, arguments.gamma, arguments.mean, arguments.invstd),
         z_(shape_.c, arguments.gamma, arguments.beta, arguments.invstd),
         epilogue_(arguments.act.epilogue<T>()) {

@@ -31,9 +31,13 @@ at::Tensor empty_image(const at::Tensor& like) {
   return image;
 }
 
-bool streams(const at::Tensor& output) {
-  static const int64_t last_level = last_level_cache();
-  return static_cast<int64_t>(output.nbytes()) > last_level / 4;
+int64_t cached_bytes() {
+  static const auto bytes = static_cast<int64_t>(kernel_table().cache_share * static_cast<double>(last_level_cache()));
+  return bytes;
+}
+
+bool streams(const at::Tensor& output, int64_t tensors) {
+  return tensors * static_cast<int64_t>(output.nbytes()) > cached_bytes();
 }
 
 }  // namespace my_ops::cpu

@@ -140,9 +140,12 @@ inline at::Tensor statistic_to_fill(const at::Tensor& out, at::ScalarType dtype)
   return direct ? out : at::Tensor(at::detail::empty_cpu({out.size(0)}, dtype));
 }
 
-/// Whether an output is so large that it is written past the cache: a quarter of the last level, so that a smaller one
-/// is still there for its reader, together with what else a step reads and writes.
-bool streams(const at::Tensor& output);
+/// Bytes that a pass may read and write in all before its result is written past the cache.
+int64_t cached_bytes();
+
+/// Whether a pass over this many tensors of the output's size, itself included, writes it past the cache: unless all of
+/// them fit, so that the output is still there for its reader.
+bool streams(const at::Tensor& output, int64_t tensors);
 
 /// Uninitialised memory for the length of a call.
 template <class A>

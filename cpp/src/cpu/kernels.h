@@ -139,6 +139,8 @@ struct KernelTable {
                         int64_t more, int64_t n);
   /// sums[i] += more[i] for n channels.
   void (*add)(double* sums, const double* more, int64_t n);
+  /// How much of the last-level cache a pass may fill before its result is written past it.
+  double cache_share;
 
   Kernels<double> of_double;
   Kernels<float> of_float;

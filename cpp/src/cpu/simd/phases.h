@@ -4,6 +4,7 @@
 #include "cpu/simd/backward_phases.h"
 #include "cpu/simd/channels.h"
 #include "cpu/simd/forward_phases.h"
+#include "cpu/simd/requests.h"
 
 namespace my_ops::cpu {
 namespace {
@@ -24,7 +25,7 @@ constexpr Kernels<T> kernels_of() {
 }
 
 constexpr KernelTable make_table() {
-  return {&merge_moments,       &add, kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(),
+  return {&merge_moments,       &add, kCacheShare, kernels_of<double>(), kernels_of<float>(), kernels_of<bfloat16>(),
           kernels_of<float16>()};
 }
 
