@@ -164,6 +164,24 @@ def test_kept_in_any_order(device: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_backward_pass_of_other_devices(dtype: torch.dtype, training: bool, name: str, layout: str) -> None:
+    """Where a device has none of its own: on the CPU both are there, and agree."""
+    args = arguments(arrange(activations((4, 6, 5, 7), dtype, "cpu"), layout), training)
+    args.gamma[0] = 0.0
+    y, dy = args.input.clone(), torch.randn_like(args.input)
+    act = (name, SLOPES[name])
+    mean, invstd, *kept = ops.batchnorm_act_forward_(y, *args.values()[1:8], *act)
+    given = (dy, y, *kept, args.gamma, args.beta, mean, invstd, training, *act, [True] * 3)
+    operator = ops.batchnorm_act_backward_from_output.default
+    with torch._C._AutoDispatchBelowAutograd():
+        other = operator._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *given)
+    rounding = torch.finfo(dtype).eps
+    for got, want in zip(other, operator(*given), strict=True):
+        torch.testing.assert_close(got, want, rtol=40 * rounding, atol=40 * rounding * float(want.abs().max()))
+
+
 def test_backward_pass_makes_no_copies() -> None:
     """Beyond its result it takes less than an image."""
     x = torch.randn(8, 16, 32, 32)

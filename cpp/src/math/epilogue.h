@@ -1,7 +1,7 @@
-// Activations behind a batch normalization: y = forward(z), and backward(dy, z) = dy * act'(z). Those that have one
-// also know their inverse, z = inverse(y), and the gradient from y, dy * act'(inverse(y)) = backward_from_output(dy,
-// y). One formula each for a value and for a vector of values V; Math brings exp, expm1 and log1p of a V. NaN stays
-// NaN.
+// Activations behind a batch normalization: y = forward(z), backward(dy, z) = dy * act'(z), and of some inverse(y) = z
+// and backward_from_output(dy, y). One formula each for a value and for a vector V of them; NaN stays NaN. Math brings,
+// of a V, exp and expm1 (of -kExpLimit..kExpLimit), log1p (of -1..0), and lesser(a, b) and greater(a, b), which are b
+// if one is NaN.
 #pragma once
 
 #include "math/normalization.h"
