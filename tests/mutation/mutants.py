@@ -110,24 +110,6 @@ MUTANTS = [
         ("(Math::exp(exponent<Math, A>(z)) * {});", "alpha", "-alpha"),
         ("(z * z * ({}) + kLinear)", "3 * kCubic", "kCubic"),
         ("(e * s) + {})", "A(1)", "A(0)"),
-    ),
-    # In place: the inverse, and the gradient from the output.
-    *_of(
-        "math/epilogue.h",
-        IN_PLACE,
-        ("y : y * {};", "(A(1) / slope)", "slope"),
-        ("dy * ({});", "y + alpha", "y"),
-        ("at_most<Math>(A(0), y) / {}));", "alpha", "A(1)"),
-    ),
-    *_of(
-        "cpu/in_place_kernel.cpp",
-        IN_PLACE,
-        ("per_gamma[c] = {};", "A(1) / channels.gamma[c]", "A(1)"),
-        ("static_cast<A>({} * sum_dz", "-per_value * per_gamma[c]", "-per_value"),
-    ),
-    *_of(
-        "math/epilogue.h",
-        ACT,
         ("static_cast<A>({} * 1.59", "0.044715", "0.04"),
     ),
     *_of(
@@ -185,7 +167,20 @@ MUTANTS = [
     ),
     *_of("plan/partition.cpp", INSTANCE, ("const int64_t first = {};", "image * values", "0")),
     *_of("plan/partition.cpp", FORWARD, ("first + std::min({}, b + chunk)", "values", "values - 1")),
-    # In place: the inverse, and where there is none.
+    # In place: the inverse, the gradient from the output, and where there is none.
+    *_of(
+        "math/epilogue.h",
+        IN_PLACE,
+        ("y : y * {};", "(A(1) / slope)", "slope"),
+        ("dy * ({});", "y + alpha", "y"),
+        ("at_most<Math>(A(0), y) / {}));", "alpha", "A(1)"),
+    ),
+    *_of(
+        "cpu/in_place_kernel.cpp",
+        IN_PLACE,
+        ("per_gamma[c] = {};", "A(1) / channels.gamma[c]", "A(1)"),
+        ("static_cast<A>({} * sum_dz", "-per_value * per_gamma[c]", "-per_value"),
+    ),
     *_of(
         "composite/in_place_kernel.cpp",
         IN_PLACE,
