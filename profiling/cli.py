@@ -197,5 +197,38 @@ def family(
         raise typer.Exit(1)
 
 
+@app.command()
+def activation(
+    name: Annotated[str, typer.Option(help="relu, leaky_relu, relu6, elu, silu, gelu_tanh")] = "relu",
+    seconds: Annotated[float, typer.Option(min=0.0, help="that each row is timed")] = 0.5,
+    batch: Annotated[int, typer.Option(min=2, help="images at once")] = 32,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file (default: profiling/results/activation-*.json)")
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    malloc: Malloc = Allocator.KEEP,
+) -> None:
+    """Times batch norm with an activation in its passes beside batch norm alone; writes JSON.
+
+    Exit code 1 if a result is further from float64 than rounding explains; such a row is not timed.
+    """
+    allocator.run_under(malloc)
+    console = _console()
+    chosen = _load_my_ops(threads, device)
+
+    from profiling.suites import activation_cost, family
+
+    if name not in family.ACTIVATIONS:
+        raise typer.BadParameter(f"expected {', '.join(family.ACTIVATIONS)}, got {name}", param_hint="--name")
+    path = output or Path(__file__).parent / "results" / f"activation-{chosen.type}-{_now()}.json"
+    shapes = [(batch, *shape) for shape in activation_cost.SHAPES]
+    correct = activation_cost.run(name, shapes, seconds, chosen, path, console)
+    console.print(f"figures: {path}", soft_wrap=True)
+    if not correct:
+        console.print("[bold red]FAILED:[/] results further from float64 than rounding explains")
+        raise typer.Exit(1)
+
+
 for _command in trace_cli.app.registered_commands:
     app.registered_commands.append(_command)

@@ -23,6 +23,7 @@ EXPORTED = {
     "my_ops::ops::batchnorm_act_apply",
     "my_ops::ops::batchnorm_act_apply_",
     "my_ops::ops::batchnorm_act_backward",
+    "my_ops::ops::batchnorm_act_backward_",
     "my_ops::ops::batchnorm_act_backward_apply",
     "my_ops::ops::batchnorm_act_backward_from_output",
     "my_ops::ops::batchnorm_act_backward_reduce",

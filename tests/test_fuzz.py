@@ -266,6 +266,7 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, dict[str, Any
         "instancenorm_backward": both | one | images,
         "batchnorm_act_forward": {"input": x, "residual": residual} | state | training | elu,
         "batchnorm_act_backward": both | mask | affine | saved | {"training": True} | relu,
+        "batchnorm_act_backward_": both | mask | affine | saved | {"training": True} | relu,
         "batchnorm_act_forward_": {"input": x} | state | training | elu,
         "batchnorm_act_backward_from_output": {"grad_output": dy, "output": x}
         | {"kept": torch.tensor([0]), "kept_input": x[:, :1].clone()}

@@ -150,6 +150,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
                  output_mask);
 }
 
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_(Tensor& grad_output, const Tensor& input,
+                                                           const OptionalTensor& residual, const OptionalTensor& mask,
+                                                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                           const Tensor& save_mean, const Tensor& save_invstd,
+                                                           bool training, std::string_view activation, double slope,
+                                                           std::array<bool, 4> output_mask) {
+  static const auto op = find("my_ops::batchnorm_act_backward_", batchnorm_act_backward_);
+  return op.call(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, training, activation, slope,
+                 output_mask);
+}
+
 std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
                                                const OptionalTensor& gamma, const OptionalTensor& beta,
                                                const Tensor& mean, const Tensor& invstd, std::string_view activation,

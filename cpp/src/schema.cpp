@@ -87,6 +87,12 @@ TORCH_LIBRARY(my_ops, m) {
       "Tensor? beta, Tensor save_mean, Tensor save_invstd, bool training, str activation, float slope=0., "
       "bool[4] output_mask=[True, True, True, True]) "
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_gamma, Tensor grad_beta)");
+  // The same without new memory for one image: grad_output becomes grad_residual where that is wanted, else grad_input,
+  // which is then left out of the results.
+  m.def(
+      "batchnorm_act_backward_(Tensor(a!) grad_output, Tensor input, Tensor? residual, Tensor? mask, Tensor? gamma, "
+      "Tensor? beta, Tensor save_mean, Tensor save_invstd, bool training, str activation, float slope=0., "
+      "bool[4] output_mask=[True, True, True, True]) -> (Tensor grad_input, Tensor grad_gamma, Tensor grad_beta)");
 
   // In place: input becomes output = act(batchnorm(input)), act identity, leaky_relu with slope > 0 or elu, and the
   // backward pass starts from there. kept: int64 [k], the channels whose input cannot be computed back from the output

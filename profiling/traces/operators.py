@@ -51,6 +51,7 @@ _SIGNATURES = {
     "aten::miopen_batch_norm_backward": _PLAIN_BACKWARD,
     "my_ops::batchnorm_backward": _PLAIN_BACKWARD,
     "my_ops::batchnorm_act_backward": _Signature(BACKWARD, (0, 1, 2, 3), gamma=4, beta=5),
+    "my_ops::batchnorm_act_backward_": _Signature(BACKWARD, (0, 1, 2, 3), gamma=4, beta=5),
 }
 
 # The first match wins. Of a kernel's name, then, where no kernel ran, of the operator's.

@@ -27,6 +27,7 @@ BACKWARD = ("test_backward.py",)
 PHASES = ("test_phases.py",)
 ACT = ("test_act.py",)
 IN_PLACE = ("test_in_place.py",)
+OVERWRITTEN = ("test_overwritten_gradients.py",)
 INSTANCE = ("test_instance_norm.py",)
 SECOND = ("test_autograd.py", "test_transforms.py")
 TANGENTS = ("test_forward_mode.py",)
@@ -188,6 +189,22 @@ MUTANTS = [
         ("if (slope != 1) z.div_({});", "slope", "1"),
         ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
         ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
+    ),
+    # When a gradient's memory is that of a result.
+    *_of(
+        "autograd/node.h",
+        OVERWRITTEN,
+        ("is_enabled() && {} &&", "gradient.use_count() == 1", "true"),
+        ("gradient.use_count() == 1 && {} &&", "gradient.storage().use_count() == 1", "true"),
+    ),
+    *_of(
+        "cpu/act_kernel.cpp",
+        OVERWRITTEN,
+        (
+            "input_takes = {};",
+            "taken.defined() && output_mask[0] && !output_mask[1]",
+            "taken.defined() && output_mask[0]",
+        ),
     ),
     *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_and(", "precision.allowed", "1e300")),
     # Second derivatives.

@@ -147,6 +147,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
     bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask);
 
+/// The same, one of the images over grad_output: the gradient of residual if output_mask[1], else that of input. The
+/// other three are returned (input's undefined if it is that one). grad_output has memory of its own. Has no
+/// derivatives.
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_(Tensor& grad_output, const Tensor& input,
+                                                           const OptionalTensor& residual, const OptionalTensor& mask,
+                                                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                           const Tensor& save_mean, const Tensor& save_invstd,
+                                                           bool training, std::string_view activation, double slope,
+                                                           std::array<bool, 4> output_mask);
+
 /// (output, mask) of batchnorm_act_forward from given statistics.
 std::tuple<Tensor, Tensor> batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual,
                                                const OptionalTensor& gamma, const OptionalTensor& beta,

@@ -17,6 +17,7 @@ namespace {
 
 using plan::Activation;
 using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 /// The arguments of a backward operator, from which all of them start.
@@ -76,11 +77,23 @@ class ActForwardNode : public SavingNode<ActForwardNode, 7> {
     const Tensor invstd = saved(kInvstd);
     variable_list out(4);
     if (grads[0].defined()) {
-      auto [dx, dresidual, dgamma, dbeta] = ops::batchnorm_act_backward(
-          grads[0], input, saved_optional(kResidual), saved_optional(kMask), saved_optional(kGamma),
-          saved_optional(kBeta), mean, invstd, constants.training, plan::name_of(constants.activation), constants.slope,
-          {wants(0), wants(1), wants(2), wants(3)});
-      out = {dx, dresidual, dgamma, in_dtype(dbeta, constants.beta_dtype)};
+      const OptionalTensor residual = saved_optional(kResidual);
+      const OptionalTensor mask = saved_optional(kMask);
+      const OptionalTensor gamma = saved_optional(kGamma);
+      const OptionalTensor beta = saved_optional(kBeta);
+      const std::array<bool, 4> wanted{wants(0), wants(1), wants(2), wants(3)};
+      const auto backward = [&](auto op) {
+        return op(grads[0], input, residual, mask, gamma, beta, mean, invstd, constants.training,
+                  plan::name_of(constants.activation), constants.slope, wanted);
+      };
+      if ((wanted[0] || wanted[1]) && may_overwrite(grads[0], input) &&
+          !any_tangent(grads[0], input, residual, gamma, beta, mean, invstd)) {
+        std::tie(out[0], out[2], out[3]) = backward(ops::batchnorm_act_backward_);
+        out[wanted[1] ? 1 : 0] = grads[0];
+      } else {
+        std::tie(out[0], out[1], out[2], out[3]) = backward(ops::batchnorm_act_backward);
+      }
+      out[3] = in_dtype(out[3], constants.beta_dtype);
     }
     if (grads.size() > 2 && wants(0)) {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
@@ -209,6 +222,25 @@ Four batchnorm_act_backward(const Tensor& grad_output, const Tensor& input, cons
                                      activation, slope, output_mask);
 }
 
+Three batchnorm_act_backward_(Tensor& grad_output, const Tensor& input, const OptionalTensor& residual,
+                              const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                              const Tensor& save_mean, const Tensor& save_invstd, bool training,
+                              std::string_view activation, double slope, std::array<bool, 4> output_mask) {
+  const char* op = "batchnorm_act_backward_";
+  const auto named = plan::activation_named(op, activation);
+  const ActArguments arguments{grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named, slope};
+  TORCH_CHECK_NOT_IMPLEMENTED(!arguments.differentiable(), op,
+                              ": expected arguments without derivatives: use batchnorm_act_backward for others");
+  plan::check_written(op, "grad_output", grad_output);
+  auto result = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return ops::batchnorm_act_backward_(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd,
+                                        training, activation, slope, output_mask);
+  }();
+  torch::autograd::increment_version(grad_output);
+  return result;
+}
+
 Two batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
                         const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd,
                         std::string_view activation, double slope) {
@@ -279,6 +311,7 @@ Two batchnorm_act_backward_apply(const Tensor& grad_output, const Tensor& input,
 TORCH_LIBRARY_IMPL(my_ops, Autograd, m) {
   m.impl("batchnorm_act_forward", &batchnorm_act_forward);
   m.impl("batchnorm_act_backward", &batchnorm_act_backward);
+  m.impl("batchnorm_act_backward_", &batchnorm_act_backward_);
   m.impl("batchnorm_act_apply", &batchnorm_act_apply);
   m.impl("batchnorm_act_backward_reduce", &batchnorm_act_backward_reduce);
   m.impl("batchnorm_act_backward_apply", &batchnorm_act_backward_apply);

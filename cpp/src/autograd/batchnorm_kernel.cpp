@@ -1,4 +1,5 @@
 // Derivatives of the whole operators.
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "autograd/formulas.h"
@@ -31,11 +32,20 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
     const Tensor invstd = saved(kInvstd);
     variable_list out(3);
     if (grads[0].defined()) {
-      auto [dx, dgamma, dbeta] = ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, constants.training,
-                                                         {wants(0), wants(1), wants(2)});
-      out[0] = dx;
-      out[1] = dgamma;
-      out[2] = in_dtype(dbeta, constants.beta_dtype);
+      const OutputMask wanted{wants(0), wants(1), wants(2)};
+      if (wanted[0] && may_overwrite(grads[0], input) && !any_tangent(grads[0], input, gamma, mean, invstd)) {
+        const auto dtype = gamma ? gamma->scalar_type() : mean.scalar_type();
+        for (const int i : {1, 2}) {
+          if (wanted[i]) out[i] = at::empty_like(mean, mean.options().dtype(dtype));
+        }
+        out[0] = grads[0];
+        ops::batchnorm_backward_out(grads[0], input, gamma, mean, invstd, constants.training, wanted, out[0], out[1],
+                                    out[2]);
+      } else {
+        std::tie(out[0], out[1], out[2]) =
+            ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, constants.training, wanted);
+      }
+      out[2] = in_dtype(out[2], constants.beta_dtype);
     }
     if (grads.size() > 1 && wants(0)) {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
@@ -151,6 +152,18 @@ class SavingNode : public torch::autograd::Node {
     return all;
   }
 };
+
+/// Whether a node may write a result over a gradient that came in: where torch's engine itself adds to one in place,
+/// because nobody else holds it and nothing records or transforms what is done to it. On a CPU, where new memory costs
+/// a fault per page (docs/memory.md); a small gradient is not worth the checks of the operators in place.
+inline bool may_overwrite(const Tensor& gradient, const Tensor& input) {
+  constexpr size_t kLarge = size_t{1} << 20;
+  const bool plain = gradient.is_cpu() && !at::isTensorSubclassLike(gradient) && gradient.has_storage() &&
+                     !gradient._is_zerotensor() && !gradient.is_neg() && !gradient.is_inference();
+  return plain && !at::GradMode::is_enabled() && gradient.use_count() == 1 && gradient.storage().use_count() == 1 &&
+         gradient.is_non_overlapping_and_dense() && gradient.strides() == input.strides() &&
+         gradient.nbytes() >= kLarge;
+}
 
 /// The kernels write running statistics; saved copies of them must notice.
 inline void count_change(const OptionalTensor& tensor) {

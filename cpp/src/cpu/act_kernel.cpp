@@ -12,6 +12,7 @@
 #include "cpu/forward_passes.h"
 #include "my_ops/ops.h"
 #include "plan/checks.h"
+#include "plan/outputs.h"
 #include "plan/problem.h"
 
 namespace my_ops::cpu {
@@ -136,7 +137,7 @@ class BackwardRegions {
         dy_(read<T>(arguments.dy)),
         x_(read<T>(arguments.x)),
         dx_(dx.defined() ? write<T>(dx) : nullptr),
-        stream_(dx.defined() && streams(dx, dz.defined() ? 4 : 3)),
+        stream_(dx.defined() && streams(dx, {dy_, x_, dz.defined() ? dz.const_data_ptr() : nullptr})),
         scratch_(shape_.c, arguments.gamma, arguments.mean, arguments.invstd),
         z_(shape_.c, arguments.gamma, arguments.beta, arguments.invstd),
         epilogue_(arguments.act.epilogue<T>()) {
@@ -174,18 +175,18 @@ class BackwardRegions {
   Epilogue<T> epilogue_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
-    const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
-    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
-    bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask) {
-  const auto named = plan::activation_named("batchnorm_act_backward", activation);
-  plan::check_act_backward(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named);
-  const BackwardArguments arguments(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named,
-                                    slope);
+/// All of a backward pass. `taken`, where defined, is dy, and gives its memory to the gradient of the residual, if that
+/// is wanted, else to that of the input: what is read there is read before the result takes its place.
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& arguments, bool training,
+                                                    std::array<bool, 4> output_mask, const Tensor& taken) {
   const Tensor& x = arguments.x;
-  const Gradients wanted = empty_gradients(x, output_mask[0], output_mask[2], output_mask[3]);
+  const OptionalTensor& gamma = arguments.gamma;
   const bool keeps = output_mask[1] || (arguments.reads_more() && output_mask[0]);
-  const Tensor dz = keeps ? empty_image(x) : Tensor();
+  const bool input_takes = taken.defined() && output_mask[0] && !output_mask[1];
+  Gradients wanted = empty_gradients(x, output_mask[0] && !input_takes, output_mask[2], output_mask[3]);
+  if (input_takes) wanted.input = taken;
+  Tensor dz;
+  if (keeps) dz = taken.defined() ? taken : empty_image(x);
   if (x.numel() == 0) {
     wanted.zero();
   } else if (wanted.any() || keeps) {
@@ -205,6 +206,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
     });
   }
   return {wanted.input, output_mask[1] ? dz : Tensor(), as_gamma(wanted.gamma, gamma), as_gamma(wanted.beta, gamma)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_backward(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual, const OptionalTensor& mask,
+    const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& save_mean, const Tensor& save_invstd,
+    bool training, std::string_view activation, double slope, std::array<bool, 4> output_mask) {
+  const auto named = plan::activation_named("batchnorm_act_backward", activation);
+  plan::check_act_backward(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named);
+  const BackwardArguments arguments(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named,
+                                    slope);
+  return backward(arguments, training, output_mask, Tensor());
+}
+
+std::tuple<Tensor, Tensor, Tensor> batchnorm_act_backward_(Tensor& grad_output, const Tensor& input,
+                                                           const OptionalTensor& residual, const OptionalTensor& mask,
+                                                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                           const Tensor& save_mean, const Tensor& save_invstd,
+                                                           bool training, std::string_view activation, double slope,
+                                                           std::array<bool, 4> output_mask) {
+  const auto named = plan::activation_named("batchnorm_act_backward_", activation);
+  plan::check_act_backward_in_place(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named);
+  const BackwardArguments arguments(grad_output, input, residual, mask, gamma, beta, save_mean, save_invstd, named,
+                                    slope);
+  auto [dx, dz, dgamma, dbeta] = backward(arguments, training, output_mask, arguments.dy);
+  const Tensor& image = output_mask[1] ? dz : dx;
+  if (image.defined()) plan::deliver(image, grad_output);
+  return {output_mask[1] ? dx : Tensor(), dgamma, dbeta};
 }
 
 std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_output, const Tensor& input,
@@ -277,6 +305,7 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_apply(const Tensor& grad_outpu
 TORCH_LIBRARY_IMPL(my_ops, CPU, m) {
   m.impl("batchnorm_act_forward", &my_ops::cpu::batchnorm_act_forward);
   m.impl("batchnorm_act_backward", &my_ops::cpu::batchnorm_act_backward);
+  m.impl("batchnorm_act_backward_", &my_ops::cpu::batchnorm_act_backward_);
   m.impl("batchnorm_act_apply", &my_ops::cpu::batchnorm_act_apply);
   m.impl("batchnorm_act_backward_reduce", &my_ops::cpu::batchnorm_act_backward_reduce);
   m.impl("batchnorm_act_backward_apply", &my_ops::cpu::batchnorm_act_backward_apply);

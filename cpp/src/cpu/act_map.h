@@ -11,7 +11,7 @@ template <class T, class A = Accumulator<T>>
 auto act_map(const at::Tensor& x, const at::Tensor& y, const ForwardCoefficients<A>& coefficients,
              const Epilogue<T>& epilogue) {
   const plan::Shape shape = plan::shape_of(x);
-  const bool stream = !y.is_same(x) && streams(y, epilogue.residual ? 3 : 2);
+  const bool stream = streams(y, {x.const_data_ptr(), epilogue.residual});
   return [=, in = read<T>(x), out = write<T>(y)](const plan::Region& region) {
     kernels_of<T>().act_apply(in, out, shape, region, coefficients, epilogue, stream);
   };

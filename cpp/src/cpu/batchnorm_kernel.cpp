@@ -29,7 +29,7 @@ void forward(const Tensor& x, const OptionalTensor& gamma, const OptionalTensor&
     const Shape shape = plan::shape_of(x);
     const T* in = read<T>(x);
     T* out = write<T>(output);
-    const bool stream = streams(output, 2);
+    const bool stream = streams(output, {in});
     ForwardScratch<Accumulator<T>> scratch(x.size(1), gamma, beta, save_mean, save_invstd, eps);
     auto running = forward_passes<T>(x, scratch, statistics, [&](const Region& region) {
       kernels_of<T>().apply(in, out, shape, region, scratch.coefficients(), stream);
@@ -91,7 +91,7 @@ void backward(const Tensor& grad_output, const Tensor& input, const OptionalTens
     const T* dy = read<T>(grad);
     const T* x = read<T>(input);
     T* dx = wanted.input.defined() ? write<T>(wanted.input) : nullptr;
-    const bool stream = dx && streams(wanted.input, 3);
+    const bool stream = dx && streams(wanted.input, {dy, x});
     BackwardScratch<Accumulator<T>> scratch(shape.c, gamma, save_mean, save_invstd);
     const auto k = training ? scratch.training() : scratch.eval(shape.c);
     backward_passes<T>(

@@ -36,8 +36,13 @@ int64_t cached_bytes() {
   return bytes;
 }
 
-bool streams(const at::Tensor& output, int64_t tensors) {
-  return tensors * static_cast<int64_t>(output.nbytes()) > cached_bytes();
+bool streams(const at::Tensor& output, std::initializer_list<const void*> read) {
+  int64_t images = 1;
+  for (const void* image : read) {
+    if (image == output.const_data_ptr()) return false;
+    if (image != nullptr) ++images;
+  }
+  return images * static_cast<int64_t>(output.nbytes()) > cached_bytes();
 }
 
 }  // namespace my_ops::cpu

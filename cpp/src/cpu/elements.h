@@ -8,6 +8,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -143,9 +144,10 @@ inline at::Tensor statistic_to_fill(const at::Tensor& out, at::ScalarType dtype)
 /// Bytes that a pass may read and write in all before its result is written past the cache.
 int64_t cached_bytes();
 
-/// Whether a pass over this many tensors of the output's size, itself included, writes it past the cache: unless all of
-/// them fit, so that the output is still there for its reader.
-bool streams(const at::Tensor& output, int64_t tensors);
+/// Whether a pass that reads images of the output's size from these addresses (nullptr: none) writes it past the cache:
+/// unless all of them fit with it, so that it is still there for its reader, or it takes the place of one of them,
+/// which is in the cache then.
+bool streams(const at::Tensor& output, std::initializer_list<const void*> read);
 
 /// Uninitialised memory for the length of a call.
 template <class A>

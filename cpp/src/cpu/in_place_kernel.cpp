@@ -80,7 +80,7 @@ void backward_from_output(const Tensor& grad_output, const Tensor& output, const
   const T* dy = read<T>(grad_output);
   const T* y = read<T>(output);
   T* dx = wanted.input.defined() ? write<T>(wanted.input) : nullptr;
-  const bool stream = dx && streams(wanted.input, 3);
+  const bool stream = dx && streams(wanted.input, {dy, y});
   BackwardScratch<A> scratch(shape.c, gamma, save_mean, save_invstd);
   const BackwardChannels<A>& channels = scratch.channels();
   const ChannelVector<A> betas(beta, shape.c, A(0));

@@ -59,7 +59,7 @@ void forward_passes(const Tensor& input, const Tensor& output, const Partition& 
   const Kernels<T>& kernels = kernels_of<T>();
   const T* x = read<T>(input);
   T* y = write<T>(output);
-  const bool stream = streams(output, 2);
+  const bool stream = streams(output, {x});
   reduce_and_map(
       part,
       [&](const Region& region, int64_t k) {
@@ -141,7 +141,7 @@ void backward_passes(const Tensor& grad_output, const Tensor& input, const Optio
   };
   if (wanted.input.defined()) {
     T* dx = write<T>(wanted.input);
-    const bool stream = streams(wanted.input, 3);
+    const bool stream = streams(wanted.input, {dy, x});
     reduce_and_map(part, reduce_region, finish, [&](const Region& region) {
       kernels.backward_apply(dy, x, dx, shape, region, scratch.training(part.first_result(region)), stream);
     });

@@ -139,7 +139,7 @@ void apply_to(const Tensor& output, const Tensor& x, const OptionalTensor& gamma
     const ForwardCoefficients<A> coefficients{means.data(), scales, betas.data()};
     const T* in = read<T>(x);
     T* out = write<T>(output);
-    const bool stream = streams(output, 2);
+    const bool stream = streams(output, {in});
     for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
       kernels_of<T>().apply(in, out, shape, region, coefficients, stream);
     });
@@ -216,7 +216,7 @@ void backward_apply_to(const Tensor& grad_input, const Tensor& grad_output, cons
     const T* in = read<T>(x);
     const T* grad = read<T>(dy);
     T* out = write<T>(grad_input);
-    const bool stream = streams(grad_input, 3);
+    const bool stream = streams(grad_input, {grad, in});
     for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
       kernels_of<T>().backward_apply(grad, in, out, shape, region, scratch.training(), stream);
     });

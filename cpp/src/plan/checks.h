@@ -67,6 +67,11 @@ void check_act_backward(const at::Tensor& grad_output, const at::Tensor& input, 
                         const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
                         const at::Tensor& save_mean, const at::Tensor& save_invstd, Activation activation);
 
+/// As it, and that grad_output has memory of its own.
+void check_act_backward_in_place(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& residual,
+                                 const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                 const at::Tensor& save_mean, const at::Tensor& save_invstd, Activation activation);
+
 void check_act_apply(const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
                      const OptionalTensor& beta, const at::Tensor& mean, const at::Tensor& invstd);
 

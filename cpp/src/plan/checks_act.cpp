@@ -75,6 +75,25 @@ void check_act_backward(const Tensor& grad_output, const Tensor& input, const Op
   check.statistic({"save_invstd", save_invstd});
 }
 
+void check_act_backward_in_place(const Tensor& grad_output, const Tensor& input, const OptionalTensor& residual,
+                                 const OptionalTensor& mask, const OptionalTensor& gamma, const OptionalTensor& beta,
+                                 const Tensor& save_mean, const Tensor& save_invstd, Activation activation) {
+  const Checker check =
+      act_backward_arguments("batchnorm_act_backward_", grad_output, input, residual, mask, gamma, beta, activation);
+  check.statistic({"save_mean", save_mean});
+  check.statistic({"save_invstd", save_invstd});
+  check.result_memory({{"grad_output", grad_output}}, {});
+  const OptionalTensor written = grad_output;
+  const OptionalTensor mean = save_mean;
+  const OptionalTensor invstd = save_invstd;
+  check.own_memory({{"grad_output", &written}}, {{"residual", &residual},
+                                                 {"mask", &mask},
+                                                 {"gamma", &gamma},
+                                                 {"beta", &beta},
+                                                 {"save_mean", &mean},
+                                                 {"save_invstd", &invstd}});
+}
+
 void check_act_apply(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& gamma,
                      const OptionalTensor& beta, const Tensor& mean, const Tensor& invstd) {
   const Checker check("batchnorm_act_apply", {"input", input});
