@@ -30,6 +30,8 @@ PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous")
         (9, 4, 16, 17),
         (1, 35, 16, 20),
         (6, 8, 96, 96),
+        (6, 40, 14, 14),
+        (4, 90, 13, 15),
     )
     for layout in ("contiguous", "channels_last")
 ]
@@ -38,6 +40,11 @@ PROPORTIONS: list[Case] = [((64, 300), "contiguous"), ((1500, 70), "contiguous")
 def past_the_cache(itemsize: int) -> tuple[int, ...]:
     """A result of 24 MB, written past the cache where a pass over two such tensors may fill up to 48 MB."""
     return (72 // itemsize, 66, 50, 101)
+
+
+def short_past_the_cache(itemsize: int) -> tuple[int, ...]:
+    """Likewise, in short runs: of inference in memory order."""
+    return (128 // itemsize, 1000, 14, 14)
 
 
 # Shape and strides: where a size is 1 the stride says nothing, and more than one layout fits.

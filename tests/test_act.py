@@ -51,8 +51,9 @@ def check(args: Arguments, name: str, residual: Tensor | None) -> None:
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_activation(device: str, dtype: torch.dtype, training: bool, name: str, residual: bool) -> None:
-    """Runs (S >= 256), rows of short images, rows of channels."""
-    for shape, layout in (((3, 5, 17, 17), "contiguous"), ((5, 7, 6, 7), "contiguous"), ((5, 21, 9), "channels_last")):
+    """Runs (S >= 256), rows of short images, short images in memory order, rows of channels."""
+    shapes = ((3, 5, 17, 17), (5, 7, 6, 7), (3, 20, 13, 15))
+    for shape, layout in (*((shape, "contiguous") for shape in shapes), ((5, 21, 9), "channels_last")):
         check(*_insert(problem(shape, layout, dtype, device, training, residual), name))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -10,7 +11,16 @@ import torch
 
 from checks import VECTORS, activations, arguments, bit_equal, check_forward, ops
 from layouts import RANKED_LAYOUTS, SHAPES, arrange, guarded, strided
-from sizes import AMBIGUOUS, AROUND_VECTORS, EMPTY, NO_CHANNELS, PROPORTIONS, around_vectors, past_the_cache
+from sizes import (
+    AMBIGUOUS,
+    AROUND_VECTORS,
+    EMPTY,
+    NO_CHANNELS,
+    PROPORTIONS,
+    around_vectors,
+    past_the_cache,
+    short_past_the_cache,
+)
 
 SUBSETS = [tuple(name for name, used in zip(VECTORS, bits, strict=True) if used) for bits in product([0, 1], repeat=4)]
 
@@ -53,11 +63,15 @@ def test_extreme_proportions(
     check_forward(arguments(arrange(activations(shape, dtype, device), layout), training))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_large_results(device: str, dtype: torch.dtype, training: bool, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("shape_of", "layout"),
+    [(past_the_cache, "contiguous"), (past_the_cache, "channels_last"), (short_past_the_cache, "contiguous")],
+)
+def test_large_results(
+    device: str, dtype: torch.dtype, training: bool, shape_of: Callable[[int], tuple[int, ...]], layout: str
+) -> None:
     """Written past the cache."""
-    shape = past_the_cache(dtype.itemsize)
-    input = arrange(activations(shape, dtype, device), layout)
+    input = arrange(activations(shape_of(dtype.itemsize), dtype, device), layout)
     check_forward(arguments(input, training))
 
 

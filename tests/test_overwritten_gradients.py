@@ -264,7 +264,7 @@ def test_a_gradient_that_goes_two_ways(norm: tuple[Norm, bool], want: tuple[Tens
 
 
 def test_a_gradient_of_which_a_view_went_another_way(norm: tuple[Norm, bool], want: tuple[Tensor, ...]) -> None:
-    """By a node that runs before the norm's, so that nothing but its memory is shared by then."""
+    """By a node that runs before the norm's."""
     one = _Pass(*norm)
     other = torch.zeros(one.y.numel(), requires_grad=True)
     one.images.append(other)

@@ -31,6 +31,8 @@ const std::vector<Shape> kShapes = {{32, 64, 112 * 112, Layout::contiguous},
                                     {1, 1, 5, Layout::contiguous},
                                     {8, 3, 1 << 18, Layout::contiguous},
                                     {2, 5000, 255, Layout::contiguous},
+                                    {32, 20, 14 * 14, Layout::contiguous},
+                                    {3, 97, 199, Layout::contiguous},
                                     {2, 5000, 256, Layout::contiguous},
                                     {1, 5000, 49, Layout::contiguous},
                                     {1, 5000, 2, Layout::contiguous},
@@ -73,7 +75,10 @@ TEST_P(PartitionTest, TilesChannelsAndValues) {
 
 TEST_P(PartitionTest, KeepsTheLimitsOfThePhases) {
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
-  if (plan::by_rows(shape)) {
+  const int64_t width = std::get<2>(GetParam());
+  if (std::get<1>(GetParam()) == Cut{plan::apply_partition} && plan::in_order(shape, part.group, width)) {
+    EXPECT_TRUE(part.group == shape.c ? part.chunk % shape.s == 0 : part.chunk == shape.s) << "not in one piece";
+  } else if (plan::by_rows(shape)) {
     EXPECT_LE(part.group * inner, plan::kMaxColumns);
     EXPECT_EQ(part.chunk % inner, 0) << "a row was cut";
   } else {
@@ -87,7 +92,7 @@ TEST_P(PartitionTest, KeepsTheLimitsOfThePhases) {
 INSTANTIATE_TEST_SUITE_P(Shapes, PartitionTest,
                          testing::Combine(testing::ValuesIn(kShapes),
                                           testing::Values(Cut{plan::reduction_partition},
-                                                          Cut{plan::elementwise_partition}),
+                                                          Cut{plan::elementwise_partition}, Cut{plan::apply_partition}),
                                           testing::Values(int64_t{2}, int64_t{4}, int64_t{8})));
 
 // Images that are problems of their own: the regions of each tile its values, which lie behind those of the one before.
@@ -129,9 +134,10 @@ TEST(Shares, AreEvenForTheShapesOfResNet50) {
                                                            {1024, 14}, {512, 14}, {512, 7},  {2048, 7}};
   for (const auto& [channels, size] : images) {
     for (const Layout layout : {Layout::contiguous, Layout::channels_last}) {
-      for (const bool reduces : {true, false}) {
+      for (const auto& [name, cut] : {std::pair{"reduction", Cut{plan::reduction_partition}},
+                                      std::pair{"elementwise", Cut{plan::elementwise_partition}},
+                                      std::pair{"apply", Cut{plan::apply_partition}}}) {
         for (const int64_t bytes : {2, 4, 8}) {
-          const Cut cut = reduces ? plan::reduction_partition : plan::elementwise_partition;
           const Partition part = cut({32, channels, size * size, layout}, bytes);
           const int64_t tasks = part.groups() * part.chunks();
           for (const int64_t threads : {2, 4, 8}) {
@@ -148,7 +154,7 @@ TEST(Shares, AreEvenForTheShapesOfResNet50) {
             }
             EXPECT_LE(longest, 1.05 * channels * part.values / threads)
                 << channels << "x" << size << "x" << size << (layout == Layout::contiguous ? "" : ", channels-last")
-                << (reduces ? ", reduction, " : ", elementwise, ") << bytes << " bytes, " << threads << " threads";
+                << ", " << name << ", " << bytes << " bytes, " << threads << " threads";
           }
         }
       }
@@ -162,6 +168,23 @@ TEST(ElementwisePartition, CutsSmallTensors) {
                              Shape{32, 160, 49, Layout::contiguous}, Shape{128, 1024, 1, Layout::channels_last}}) {
     const Partition part = plan::elementwise_partition(shape, 2);
     EXPECT_GE(part.groups() * part.chunks(), 4) << shape.n << "x" << shape.c << "x" << shape.s;
+  }
+}
+
+// Whole packs and whole bytes of a mask: each region begins where one does, unless an image is of an odd size.
+TEST(ApplyPartition, BeginsAtWholePacks) {
+  for (const Shape& shape : {Shape{32, 1024, 196, Layout::contiguous}, Shape{32, 2048, 49, Layout::contiguous},
+                             Shape{32, 20, 196, Layout::contiguous}}) {
+    const Partition part = plan::apply_partition(shape, 4);
+    ASSERT_TRUE(plan::in_order(shape, part.group, 4));
+    ASSERT_GT(part.groups() * part.chunks(), 1);
+    for (int64_t g = 0; g < part.groups(); ++g) {
+      const Region region = part.region(g, 0);
+      EXPECT_EQ(region.c0 * shape.s % 32, 0) << shape.c << "x" << shape.s;
+    }
+    if (part.group == shape.c) {
+      EXPECT_EQ(part.chunk * shape.c % 32, 0) << shape.c << "x" << shape.s;
+    }
   }
 }
 

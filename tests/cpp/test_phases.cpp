@@ -114,6 +114,7 @@ std::vector<Shape> shapes() {
   all.push_back({2, 70, 49, Layout::contiguous});
   for (const int64_t s : {49, 64, 196, 255}) all.push_back({9, 20, s, Layout::contiguous});  // images side by side
   all.push_back({2, 600, 4, Layout::contiguous});
+  for (const auto& [c, s] : {std::pair{700, 49}, {180, 196}, {97, 199}}) all.push_back({3, c, s, Layout::contiguous});
   all.push_back({1, 3, 20000, Layout::channels_last});
   return all;
 }
@@ -123,10 +124,12 @@ std::string text(const Shape& shape) {
          (shape.layout == Layout::channels_last ? " channels last" : "");
 }
 
+using Cut = my_ops::plan::Partition (*)(const Shape&, int64_t);
+
 /// All of its partition.
 template <class T>
-std::vector<Region> regions_of(const Shape& shape) {
-  const auto part = my_ops::plan::reduction_partition(shape, sizeof(T));
+std::vector<Region> regions_of(const Shape& shape, Cut cut = my_ops::plan::reduction_partition) {
+  const auto part = cut(shape, sizeof(T));
   std::vector<Region> regions;
   for (int64_t g = 0; g < part.groups(); ++g) {
     for (int64_t k = 0; k < part.chunks(); ++k) regions.push_back(part.region(g, k));
@@ -219,12 +222,12 @@ TYPED_TEST(Phases, StatsOfConstantChannelsAreExact) {
 
 TYPED_TEST(Phases, ApplyIsTheAffineMap) {
   using T = TypeParam;
-  this->for_all([&](const Kernels<T>& kernels, const Shape& shape, const std::vector<Region>& regions) {
+  this->for_all([&](const Kernels<T>& kernels, const Shape& shape, const std::vector<Region>& reduced) {
     const auto x = this->values(shape, 3.0, 2.0, 2);
     const auto center = this->per_channel(shape, 2, 4, 3);
     const auto scale = this->per_channel(shape, -2, 2, 4);
     const auto shift = this->per_channel(shape, -1, 1, 5);
-    for (const bool stream : {false, true}) {
+    const auto check = [&](const std::vector<Region>& regions, bool stream) {
       const T untouched = Element<T>::of(77.0);
       std::vector<T> y(x.size() + 16, untouched);
       for (const Region& region : regions) {
@@ -240,6 +243,10 @@ TYPED_TEST(Phases, ApplyIsTheAffineMap) {
         }
       }
       for (size_t i = x.size(); i < y.size(); ++i) ASSERT_EQ(value_of(y[i]), 77.0) << "wrote behind the end";
+    };
+    for (const bool stream : {false, true}) {
+      check(reduced, stream);
+      check(regions_of<T>(shape, my_ops::plan::apply_partition), stream);
     }
   });
 }
@@ -343,10 +350,12 @@ TYPED_TEST(Phases, RequestsChangeNoBit) {
       Results<T> got{channels, channels, channels, channels, image, image};
       for (const Region& region : regions) {
         kernels.stats(x.data(), shape, region, got.mean.data(), got.m2.data());
-        kernels.apply(x.data(), got.y.data(), shape, region, forward, stream);
         kernels.backward_reduce(dy.data(), x.data(), shape, region, a.data(), b.data(), got.sum_dy.data(),
                                 got.sum_dy_xhat.data());
         kernels.backward_apply(dy.data(), x.data(), got.dx.data(), shape, region, backward, stream);
+      }
+      for (const Region& region : regions_of<T>(shape, my_ops::plan::apply_partition)) {
+        kernels.apply(x.data(), got.y.data(), shape, region, forward, stream);
       }
       return got;
     };

@@ -195,7 +195,6 @@ MUTANTS = [
         "autograd/node.h",
         OVERWRITTEN,
         ("is_enabled() && {} &&", "gradient.use_count() == 1", "true"),
-        ("gradient.use_count() == 1 && {} &&", "gradient.storage().use_count() == 1", "true"),
     ),
     *_of(
         "cpu/act_kernel.cpp",

@@ -23,7 +23,7 @@ struct StatisticsArguments {
 template <class T, class Map>
 void map_everywhere(const at::Tensor& x, Map map) {
   if (x.numel() == 0) return;
-  for_regions(plan::elementwise_partition(plan::shape_of(x), sizeof(T)), Order::forwards,
+  for_regions(plan::apply_partition(plan::shape_of(x), sizeof(T)), Order::forwards,
               [&](const Region& region, int64_t) { map(region); });
 }
 

@@ -140,7 +140,7 @@ void apply_to(const Tensor& output, const Tensor& x, const OptionalTensor& gamma
     const T* in = read<T>(x);
     T* out = write<T>(output);
     const bool stream = streams(output, {in});
-    for_regions(plan::elementwise_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
+    for_regions(plan::apply_partition(shape, sizeof(T)), Order::forwards, [&](const Region& region, int64_t) {
       kernels_of<T>().apply(in, out, shape, region, coefficients, stream);
     });
   });

@@ -94,6 +94,20 @@ Partition elementwise_partition(const Shape& shape, int64_t element_size) {
   return {shape.c, shape.n * shape.s, group, chunk_of_images(shape, group == 1 ? values : std::max(values, shape.s))};
 }
 
+Partition apply_partition(const Shape& shape, int64_t element_size) {
+  if (!in_order(shape, shape.c, element_size)) return elementwise_partition(shape, element_size);
+  const int64_t most = region_bytes(shape, element_size) / element_size;
+  const int64_t image = shape.c * shape.s;
+  // Of several images, or of channels of one; each begins with a whole pack of the tensor, if that is possible.
+  const auto part = [&](int64_t total, int64_t values) {
+    const int64_t unit = kColumnAlignment / std::gcd(values, kColumnAlignment);
+    const int64_t parts = most / values;
+    return even_part(total, parts < unit ? parts : parts / unit * unit, unit);
+  };
+  if (image <= most) return {shape.c, shape.n * shape.s, shape.c, part(shape.n, image) * shape.s};
+  return {shape.c, shape.n * shape.s, part(shape.c, shape.s), shape.s};
+}
+
 Partition instance_partition(const Shape& shape, int64_t bytes_per_value) {
   Partition part = reduction_partition({1, shape.c, shape.s, shape.layout}, bytes_per_value);
   part.images = shape.n;

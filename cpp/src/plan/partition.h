@@ -30,6 +30,17 @@ static inline bool by_rows(const Shape& shape) {
   return shape.layout == Layout::channels_last || shape.s < short_run;
 }
 
+/// Bytes of a short run from which on a region of many may be mapped in memory order: three vectors at least, so that
+/// those that hold values of two channels are the fewer.
+inline constexpr int64_t kOrderedRun = 192;
+
+/// True if regions of so many channels are mapped in memory order instead of by rows, of which they have too many
+/// columns: short runs behind each other, whose coefficients are loaded once per run.
+static inline bool in_order(const Shape& shape, int64_t channels, int64_t element_size) {
+  return shape.layout == Layout::contiguous && by_rows(shape) && shape.s * element_size >= kOrderedRun &&
+         channels * shape.s > kMaxColumns;
+}
+
 /// A grid of regions: groups of adjacent channels times chunks of their values. Problems side by side, as the images of
 /// a channels-last instance norm are, have groups of their own.
 struct Partition {
@@ -55,6 +66,9 @@ Partition reduction_partition(const Shape& shape, int64_t bytes_per_value);
 
 /// For passes that map element by element: regions follow each other in memory.
 Partition elementwise_partition(const Shape& shape, int64_t element_size);
+
+/// For passes that map one tensor by coefficients that are there already.
+Partition apply_partition(const Shape& shape, int64_t element_size);
 
 /// reduction_partition of every image by itself.
 Partition instance_partition(const Shape& shape, int64_t bytes_per_value);

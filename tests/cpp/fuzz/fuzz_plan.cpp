@@ -101,10 +101,11 @@ void cut(Bytes& bytes) {
   const auto size = [&](int64_t bits) { return bytes.number(1, int64_t{1} << bytes.number(0, bits)); };
   const Shape shape{size(16), size(16), size(18), bytes.one_of({Layout::contiguous, Layout::channels_last})};
   const int64_t width = bytes.number(1, 32);
-  const int64_t kind = bytes.number(0, 2);
+  const int64_t kind = bytes.number(0, 3);
   const Partition part = kind == 0   ? plan::reduction_partition(shape, width)
                          : kind == 1 ? plan::elementwise_partition(shape, width)
-                                     : plan::instance_partition(shape, width);
+                         : kind == 2 ? plan::instance_partition(shape, width)
+                                     : plan::apply_partition(shape, width);
   const int64_t groups = part.groups();
   const int64_t chunks = part.chunks();
   expect(part.channels == shape.c && part.images * part.values == shape.n * shape.s, "size of a partition");
@@ -124,10 +125,12 @@ void cut(Bytes& bytes) {
   }
   const Shape walked = kind == 2 ? Shape{1, shape.c, shape.s, shape.layout} : shape;
   const int64_t inner = shape.layout == Layout::channels_last ? 1 : shape.s;
-  if (plan::by_rows(walked)) {
+  if (kind == 3 && plan::in_order(shape, part.group, width)) {
+    expect(part.group == shape.c ? part.chunk % shape.s == 0 : part.chunk == shape.s, "a region in several pieces");
+  } else if (plan::by_rows(walked)) {
     expect(part.group * inner <= plan::kMaxColumns && part.chunk % inner == 0, "limits of rows");
   } else {
-    expect(kind == 1 || part.group <= plan::kMaxRunGroup, "limits of runs");
+    expect(kind == 1 || kind == 3 || part.group <= plan::kMaxRunGroup, "limits of runs");
     expect(part.group == 1 || part.chunk % shape.s == 0, "an image was cut");
   }
 }

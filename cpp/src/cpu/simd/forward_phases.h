@@ -1,4 +1,5 @@
-// The forward phases on a region. Each is written for both ways of walking: by runs and by rows.
+// The forward phases on a region. Each is written for both ways of walking, by runs and by rows; apply for a
+// third, in memory order.
 #pragma once
 
 #include <type_traits>
@@ -6,6 +7,7 @@
 #include "cpu/simd/epilogues.h"
 #include "cpu/simd/maps.h"
 #include "cpu/simd/moments.h"
+#include "cpu/simd/ordered.h"
 #include "cpu/simd/rows.h"
 #include "cpu/simd/runs.h"
 
@@ -170,8 +172,22 @@ void apply_by_rows(const T* x, T* y, const Rows& rows, const Region& region, con
 }
 
 template <class Full, class T, class E, class A = Accumulator<T>>
+void apply_in_order(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k,
+                    E epilogue) {
+  const A* const vectors[] = {k.center, k.scale, k.shift};
+  for_packs_in_order<Full>(shape, region, y, vectors, [&](int64_t element, auto lanes, const auto& coefficients) {
+    const auto& [center, scale, shift] = coefficients.of;
+    map_packs<T>(y + element, SideBySide<1>{0, 0}, lanes, [&](int, int64_t) {
+      return epilogue.output((load_ahead(x + element, lanes, center) - center) * scale + shift, element, lanes);
+    });
+  });
+}
+
+template <class Full, class T, class E, class A = Accumulator<T>>
 void apply_to(const T* x, T* y, const Shape& shape, const Region& region, const ForwardCoefficients<A>& k, E epilogue) {
-  if (plan::by_rows(shape)) {
+  if (plan::in_order(shape, region.c1 - region.c0, sizeof(T))) {
+    apply_in_order<Full>(x, y, shape, region, k, epilogue);
+  } else if (plan::by_rows(shape)) {
     apply_by_rows<Full>(x, y, rows_of<T>(shape, region), region, k, epilogue);
   } else {
     apply_by_runs<Full>(x, y, shape, region, k, epilogue);

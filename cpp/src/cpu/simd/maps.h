@@ -15,10 +15,10 @@ MY_OPS_INLINE int64_t head(const T* out) {
   return std::is_same_v<Full, Stream> ? unaligned(out) : 0;
 }
 
-/// Runs align themselves; rows are streamed if all of them start aligned.
+/// Runs and what is walked in order align themselves; rows are streamed if all of them start aligned.
 template <class T>
 MY_OPS_INLINE bool may_stream(const T* out, const Shape& shape, const Region& region) {
-  if (!plan::by_rows(shape)) return true;
+  if (!plan::by_rows(shape) || plan::in_order(shape, region.c1 - region.c0, sizeof(T))) return true;
   const Rows rows = rows_of<T>(shape, region);
   return unaligned(out + rows.offset) == 0 && rows.stride % kPack<T> == 0;
 }
