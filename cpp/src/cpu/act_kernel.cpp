@@ -47,7 +47,7 @@ struct Act {
 Tensor empty_mask(const Tensor& x, const Act& act) {
   const bool masked = act.residual.defined() && plan::needs_only_bit(act.activation);
   Tensor mask = at::detail::empty_cpu({masked ? (x.numel() + 7) / 8 : 0}, at::kByte);
-  return mask.zero_();
+  return masked ? mask.zero_() : mask;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batchnorm_act_forward(
