@@ -190,6 +190,7 @@ MUTANTS = [
         ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
         ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
     ),
+    *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_and(", "precision.allowed", "1e300")),
     # When a gradient's memory is that of a result.
     *_of(
         "autograd/node.h",
@@ -205,7 +206,6 @@ MUTANTS = [
             "taken.defined() && output_mask[0]",
         ),
     ),
-    *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_and(", "precision.allowed", "1e300")),
     # Second derivatives.
     *_of(
         "autograd/formulas.cpp",
