@@ -11,7 +11,7 @@
 namespace my_ops::cpu {
 namespace {
 
-// ---- backward_reduce: sums of dz and of dz * xhat, per channel; dz is what the epilogue makes of dy ----
+// ---- backward_reduce: sums of dz, the epilogue's of dy, and of dz * xhat; dz * (x - mean) might overflow ----
 
 template <class Ahead, class T, class E, class A = Accumulator<T>>
 void backward_reduce_by_runs(const T* dy, const T* x, const Shape& shape, const Region& region, const A* mean,

@@ -17,16 +17,17 @@ MY_OPS_INLINE Vec<A> splat(A a) {
   return a - Vec<A>{};
 }
 
-/// A NaN that survives every rounding (see rounded() of bfloat16); other values as they are.
-template <class A>
+/// A coefficient as it is; but for bfloat16, a NaN that survives the rounding (see rounded() in bfloat16.h).
+template <class T, class A = Accumulator<T>>
 MY_OPS_INLINE A quiet(A a) {
-  return a == a ? a : static_cast<A>(__builtin_nan(""));
+  if constexpr (std::is_same_v<T, bfloat16>) return a == a ? a : static_cast<A>(__builtin_nan(""));
+  return a;
 }
 
 /// A coefficient for all values of a pack.
 template <class T>
 MY_OPS_INLINE Pack<T> broadcast(Accumulator<T> a) {
-  const auto v = splat(quiet(a));
+  const auto v = splat(quiet<T>(a));
   if constexpr (std::is_same_v<Pack<T>, Pair>) {
     return {v, v};
   } else {

@@ -93,7 +93,7 @@ struct Columns {
  private:
   MY_OPS_INLINE void expand_runs(const Rows& rows, const A* per_channel) {
     for_runs<T>(rows, rows.columns, [&](int64_t c, int64_t j, int64_t first, int64_t last) {
-      const Vec<A> v = splat(quiet(per_channel[c]));
+      const Vec<A> v = splat(quiet<T>(per_channel[c]));
       fill(j, first + kPack<T> - j, v);
       fill(last, kPack<T>, v);
     });
@@ -106,9 +106,10 @@ struct Columns {
     const int64_t period = rows.channels * rows.inner;
     for (int64_t j = 0; j < rows.columns; j += period) {
       if (rows.inner == 1) {
-        for (int64_t c = 0; c < rows.channels; ++c) values[j + c] = quiet(per_channel[c]);
+        for (int64_t c = 0; c < rows.channels; ++c) values[j + c] = quiet<T>(per_channel[c]);
       } else {
-        for (int64_t c = 0; c < rows.channels; ++c) fill(j + c * rows.inner, rows.inner, splat(quiet(per_channel[c])));
+        for (int64_t c = 0; c < rows.channels; ++c)
+          fill(j + c * rows.inner, rows.inner, splat(quiet<T>(per_channel[c])));
       }
     }
     for (int64_t i = 0; i < kPack<T>; ++i) values[rows.columns + i] = A(0);
