@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from activations import SLOPES, activation
 from checks import EPS, Arguments, activations, arguments, bit_equal, check_backward, check_forward, ops
 from layouts import arrange
 from reference import Result
@@ -289,3 +290,18 @@ def test_more_than_2_to_the_31_elements(block_shape: tuple[int, ...], shape: tup
     blocks = grad_input.view(REPEATS, *block_shape)
     assert_within(blocks[0], grads.grad_input, tolerance.backward, "grad_input")
     assert all(torch.equal(other, blocks[0]) for other in blocks[1:])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (2048, 1030, 1)], ids=["runs", "rows"])
+@pytest.mark.parametrize("name", SLOPES)
+def test_float32_sums_of_at_most_100_terms(device: str, name: str, shape: tuple[int, ...]) -> None:
+    """A term of 1.5 and, behind it, terms of half its last place, each of which is lost while they are added to it."""
+    z = torch.full((), 0.5, dtype=torch.float64, requires_grad=True)  # where all activations rise
+    slope = float(torch.autograd.grad(activation(name, z), z)[0])
+    dy = torch.full(shape, 1.9 * 2.0**-25 / slope, device=device)
+    (dy.flatten()[:16] if shape[0] == 1 else dy[::256]).fill_(1.5 / slope)  # of a vector, or of each region
+    half, zero, one = (torch.full((shape[1],), value, device=device) for value in (0.5, 0.0, 1.0))
+    arguments = (dy, torch.zeros_like(dy), None, None, one, half, zero, one)
+    sums = ops.batchnorm_act_backward(*arguments, False, name, SLOPES[name], [False, False, False, True])[3]
+    want = dy.double().sum((0, *range(2, dy.dim()))).cpu() * slope
+    assert bool(((sums.double().cpu() - want).abs() <= 100 * unit_roundoff(torch.float32) * want).all())

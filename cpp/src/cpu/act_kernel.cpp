@@ -137,7 +137,8 @@ class BackwardRegions {
         dy_(read<T>(arguments.dy)),
         x_(read<T>(arguments.x)),
         dx_(dx.defined() ? write<T>(dx) : nullptr),
-        stream_(dx.defined() && streams(dx, {dy_, x_, dz.defined() ? dz.const_data_ptr() : nullptr})),
+        stream_(dx.defined() &&
+                streams(dx, {dy_, x_, dz.defined() && !dz.is_same(arguments.dy) ? dz.const_data_ptr() : nullptr})),
         scratch_(shape_.c, arguments.gamma, arguments.mean, arguments.invstd),
         z_(shape_.c, arguments.gamma, arguments.beta, arguments.invstd),
         epilogue_(arguments.act.epilogue<T>()) {
@@ -243,24 +244,20 @@ std::tuple<Tensor, Tensor> batchnorm_act_backward_reduce(const Tensor& grad_outp
   const auto named = plan::activation_named("batchnorm_act_backward_reduce", activation);
   plan::check_act_backward_reduce(grad_output, input, residual, mask, gamma, beta, mean, invstd, named);
   const BackwardArguments arguments(grad_output, input, residual, mask, gamma, beta, mean, invstd, named, slope);
-  Tensor sum_dy = empty_statistic(arguments.x);
-  Tensor sum_dy_xhat = empty_statistic(arguments.x);
-  if (arguments.x.numel() == 0) return {sum_dy.zero_(), sum_dy_xhat.zero_()};
-  visit_element(arguments.x.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = Accumulator<T>;
-    const BackwardRegions<T> regions(arguments, Tensor(), Tensor());
-    const Partition part = plan::reduction_partition(regions.shape(), 2 * sizeof(T));
-    Partials partials(part);
-    reduce(
-        part, [&](const Region& region, int64_t k) { regions.reduce(region, partials.first(k), partials.second(k)); },
-        [&](int64_t c0, int64_t c1) {
-          partials.add_up(c0, c1);
-          std::copy(partials.first(0) + c0, partials.first(0) + c1, write<A>(sum_dy) + c0);
-          std::copy(partials.second(0) + c0, partials.second(0) + c1, write<A>(sum_dy_xhat) + c0);
-        });
-  });
-  return {sum_dy, sum_dy_xhat};
+  const Gradients sums = empty_gradients(arguments.x, false, true, true);
+  if (arguments.x.numel() == 0) {
+    sums.zero();
+  } else {
+    visit_element(arguments.x.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      const BackwardRegions<T> regions(arguments, Tensor(), Tensor());
+      backward_sums<T>(regions.shape(), 2 * sizeof(T), sums,
+                       [&](const Region& region, double* sum_dz, double* sum_dz_xhat) {
+                         regions.reduce(region, sum_dz, sum_dz_xhat);
+                       });
+    });
+  }
+  return {sums.beta, sums.gamma};
 }
 
 /// Region by region, dz from dy as in a reduction, whose sums nobody needs, then dx from dz, which is in the cache.

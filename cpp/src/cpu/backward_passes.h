@@ -74,4 +74,12 @@ void backward_passes(const plan::Shape& shape, int64_t bytes_per_value, bool tra
   }
 }
 
+/// The sums alone.
+template <class T, class Reduce>
+void backward_sums(const plan::Shape& shape, int64_t bytes_per_value, const Gradients& wanted, Reduce reduce_region) {
+  const auto nothing = [](auto...) {};
+  backward_passes<T>(shape, bytes_per_value, /*training=*/false, /*keeps=*/false, wanted, reduce_region, nothing,
+                     nothing);
+}
+
 }  // namespace my_ops::cpu

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/backward_passes.h"
 #include "cpu/coefficients.h"
 #include "cpu/partials.h"
 #include "cpu/schedule.h"
@@ -30,18 +31,6 @@ int64_t values_per_channel(const Tensor& input) {
   return values;
 }
 
-/// Runs `reduce_region` over all regions and hands the two merged doubles of each channel to `take`.
-template <class Reduce, class Merge, class Take>
-void reduce_channels(const Partition& part, Reduce reduce_region, Merge merge, Take take) {
-  Partials partials(part);
-  reduce(
-      part, [&](const Region& region, int64_t k) { reduce_region(region, partials.first(k), partials.second(k)); },
-      [&](int64_t c0, int64_t c1) {
-        (partials.*merge)(c0, c1);
-        for (int64_t c = c0; c < c1; ++c) take(c, partials.first(0)[c], partials.second(0)[c]);
-      });
-}
-
 std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
   plan::check_stats(input);
   const Tensor x = plan::dense(input);
@@ -52,17 +41,17 @@ std::tuple<Tensor, Tensor, Tensor> batchnorm_stats(const Tensor& input) {
     using T = decltype(element);
     using A = Accumulator<T>;
     const Shape shape = plan::shape_of(x);
-    A* means = write<A>(mean);
-    A* m2s = write<A>(m2);
-    reduce_channels(
-        plan::reduction_partition(shape, sizeof(T)),
-        [&](const Region& region, double* first, double* second) {
-          kernels_of<T>().stats(read<T>(x), shape, region, first, second);
+    const Partition part = plan::reduction_partition(shape, sizeof(T));
+    Partials partials(part);
+    reduce(
+        part,
+        [&](const Region& region, int64_t chunk) {
+          kernels_of<T>().stats(read<T>(x), shape, region, partials.first(chunk), partials.second(chunk));
         },
-        &Partials::merge_moments,
-        [&](int64_t c, double channel_mean, double channel_m2) {
-          means[c] = static_cast<A>(channel_mean);
-          m2s[c] = static_cast<A>(channel_m2);
+        [&](int64_t c0, int64_t c1) {
+          partials.merge_moments(c0, c1);
+          std::copy(partials.first(0) + c0, partials.first(0) + c1, write<A>(mean) + c0);
+          std::copy(partials.second(0) + c0, partials.second(0) + c1, write<A>(m2) + c0);
         });
   });
   return {mean, m2, count_of(values_per_channel(x), x)};
@@ -171,31 +160,23 @@ std::tuple<Tensor, Tensor> batchnorm_backward_reduce(const Tensor& grad_output, 
                                                      const Tensor& invstd) {
   plan::check_backward_reduce(grad_output, input, mean, invstd);
   const Tensor x = plan::dense(input);
-  Tensor sum_dy = empty_statistic(x);
-  Tensor sum_dy_xhat = empty_statistic(x);
-  if (x.numel() == 0) return {sum_dy.zero_(), sum_dy_xhat.zero_()};
-  const Tensor dy = plan::dense_like(grad_output, x);
-  visit_element(x.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = Accumulator<T>;
-    const Shape shape = plan::shape_of(x);
-    const ChannelVector<A> means(mean);
-    const ChannelVector<A> invstds(invstd);
-    A* sums = write<A>(sum_dy);
-    A* sums_xhat = write<A>(sum_dy_xhat);
-    reduce_channels(
-        plan::reduction_partition(shape, sizeof(T)),
-        [&](const Region& region, double* first, double* second) {
-          kernels_of<T>().backward_reduce(read<T>(dy), read<T>(x), shape, region, means.data(), invstds.data(), first,
-                                          second);
-        },
-        &Partials::add_up,
-        [&](int64_t c, double channel_sum, double channel_sum_xhat) {
-          sums[c] = static_cast<A>(channel_sum);
-          sums_xhat[c] = static_cast<A>(channel_sum_xhat);
-        });
-  });
-  return {sum_dy, sum_dy_xhat};
+  const Gradients sums = empty_gradients(x, false, true, true);
+  if (x.numel() == 0) {
+    sums.zero();
+  } else {
+    const Tensor dy = plan::dense_like(grad_output, x);
+    visit_element(x.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      const Shape shape = plan::shape_of(x);
+      const ChannelVector<Accumulator<T>> means(mean);
+      const ChannelVector<Accumulator<T>> invstds(invstd);
+      backward_sums<T>(shape, 2 * sizeof(T), sums, [&](const Region& region, double* sum_dy, double* sum_dy_xhat) {
+        kernels_of<T>().backward_reduce(read<T>(dy), read<T>(x), shape, region, means.data(), invstds.data(), sum_dy,
+                                        sum_dy_xhat);
+      });
+    });
+  }
+  return {sums.beta, sums.gamma};
 }
 
 /// One pass over grad_output and a dense x; grad_input laid out as x.

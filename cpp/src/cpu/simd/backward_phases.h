@@ -56,7 +56,7 @@ void backward_reduce_by_rows(const T* dy, const T* x, const Shape& shape, const 
   invstds.expand(rows, invstd + region.c0);
   const UOfColumns<T, E> u_of_columns(affine_of_z, rows, region);
   for_row_blocks<kStretches<E>>(
-      rows, ColumnSums<T>::kBlockRows,
+      rows, kBlockRows<kStretches<E>>,
       [&] {
         first.begin(rows);
         second.begin(rows);

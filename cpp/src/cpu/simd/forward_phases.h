@@ -44,7 +44,7 @@ void stats_by_rows(const T* x, const Shape& shape, const Region& region, const A
   ColumnSums<T> second(rows, sums.second);
   pivots.expand(rows, pivot);
   for_row_blocks<plan::kSideBySide>(
-      rows, ColumnSums<T>::kBlockRows,
+      rows, kBlockRows<plan::kSideBySide>,
       [&] {
         first.begin(rows);
         second.begin(rows);

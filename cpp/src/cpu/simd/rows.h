@@ -122,12 +122,11 @@ struct Columns {
   }
 };
 
-/// Sums per column in the accumulation type, in lane order, for up to kBlockRows rows between begin() and flush(),
-/// which adds them to the channels' sums in double. Those of a run's packs are all in the first of them.
+/// Sums per column in the accumulation type, in lane order, of a block of rows between begin() and flush(), which adds
+/// them to the channels' sums in double. Those of a run's packs are all in the first of them.
 template <class T>
 struct ColumnSums {
   using A = Accumulator<T>;
-  static constexpr int64_t kBlockRows = 256;
 
   alignas(kVecBytes) A values[plan::kMaxColumns + kPack<T>];
   double* sums;  // [channels]
@@ -229,6 +228,11 @@ MY_OPS_INLINE void for_column_packs(const Rows& rows, int64_t columns, Body body
     }
   });
 }
+
+/// Rows that are summed in the accumulation type before the sum goes on in double: 64 terms in each column, each the
+/// sum of `many` rows.
+template <int64_t many>
+constexpr int64_t kBlockRows = 64 * many;
 
 /// begin(), body(element of the first row, SideBySide, columns) for block_rows rows at most, flush(); until all are
 /// done. Rows side by side come from different parts of the block, and each part is walked in memory order.

@@ -57,14 +57,13 @@ MY_OPS_INLINE void for_all_stretches(const plan::Shape& shape, const plan::Regio
       together);
 }
 
-/// Values of one channel that are summed in the accumulation type before the sum goes on in double: 64 terms in each
-/// lane of four vectors.
-template <class A>
-constexpr int64_t kBlockValues = 64 * 4 * kLanes<A>;
-
 /// Two sums per channel of a region: vectors in the accumulation type within a block, doubles beyond.
 template <class T, int64_t many = plan::kSideBySide, class A = Accumulator<T>>
 struct RunSums {
+  /// Values of one channel that are summed in the accumulation type before the sum goes on in double: 64 terms in each
+  /// lane of `many` vectors, which is how a loop that walks `many` stretches adds.
+  static constexpr int64_t kBlockValues = 64 * many * kLanes<A>;
+
   Vec<A> first[plan::kMaxRunGroup];
   Vec<A> second[plan::kMaxRunGroup];
 
@@ -87,12 +86,12 @@ struct RunSums {
       values = 0;
     };
     for_stretches<T, many>(shape, region.c0, region.b, region.e, [&](int64_t element, auto side, int64_t length) {
-      constexpr int64_t block = kBlockValues<A> / side.count;
+      constexpr int64_t block = kBlockValues / side.count;
       for (int64_t p = 0; p < length; p += block) {
         const int64_t n = length - p < block ? length - p : block;
         for (int64_t c = 0; c < channels; ++c) add(c, element + c * shape.s + p, side, n, first[c], second[c]);
         values += n * side.count;
-        if (values >= kBlockValues<A>) flush();
+        if (values >= kBlockValues) flush();
       }
     });
     flush();
