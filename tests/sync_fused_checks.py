@@ -77,6 +77,9 @@ def act_steps(split: Split, dtype: torch.dtype) -> None:
         for with_residual in (False, True):
             act_step(split, dtype, "channels_last" if with_residual else "strided", name, with_residual)
     act_step(split, dtype, "contiguous", "relu", True)
+    packs = (lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t)
+    with torch.autograd.graph.saved_tensors_hooks(*packs):  # a mask follows the input's memory
+        act_step(split, dtype, "channels_last", "relu", True)
 
 
 # The modules: what they replace, with the whole batch, in float64.

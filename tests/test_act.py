@@ -446,6 +446,29 @@ def test_changing_a_saved_tensor_is_detected(device: str, changed: int) -> None:
         output.sum().backward()
 
 
+@pytest.mark.parametrize(("layout", "other"), [("contiguous", "channels_last"), ("channels_last", "contiguous")])
+@pytest.mark.parametrize("name", ["relu", "relu6", "silu"])
+@pytest.mark.parametrize("operator", ["forward", "apply"])
+def test_saved_tensors_that_come_back_in_another_layout(
+    device: str, operator: str, name: str, layout: str, other: str
+) -> None:
+    """As those of torch's save_on_cpu may: a mask follows the memory of the input that the operator read."""
+    x, residual, dy = (arrange(torch.randn(4, 3, 5, 7, device=device), layout) for _ in range(3))
+    leaves = [x.requires_grad_(), residual.requires_grad_()]
+    vectors = [torch.rand(3, device=device) + 0.5 for _ in range(2)]
+
+    def output() -> Tensor:
+        if operator == "apply":
+            return ops.batchnorm_act_apply(*leaves, None, None, *vectors, name, SLOPES[name])[0]
+        return ops.batchnorm_act_forward(*leaves, *vectors, None, None, True, 0.1, EPS, name, SLOPES[name])[0]
+
+    want = torch.autograd.grad(output(), leaves, dy)
+    packs = (lambda t: arrange(t.contiguous(), other) if t.dim() == x.dim() else t, lambda t: t)
+    with torch.autograd.graph.saved_tensors_hooks(*packs):
+        got = torch.autograd.grad(output(), leaves, dy)
+    assert all(torch.equal(one, exact) for one, exact in zip(got, want, strict=True))
+
+
 # ---- programs ----
 
 

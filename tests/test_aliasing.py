@@ -112,6 +112,11 @@ def test_results_in_inference_tensors() -> None:
     act = {"gamma": None, "beta": None, "running_mean": mean, "running_var": invstd, "training": False}
     act |= {"momentum": 0.1, "eps": EPS, "activation": "identity", "input": target}
     _assert_refused(ops.batchnorm_act_forward_, act, f"batchnorm_act_forward_: {wanted('input')}")
+    phase = read | {"input": target, "activation": "identity", "slope": 0.0}
+    _assert_refused(ops.batchnorm_act_apply_, phase, f"batchnorm_act_apply_: {wanted('input')}")
+    sync = {name: value for name, value in act.items() if name != "training"} | {"group_size": 2, "group_name": "none"}
+    sync |= {"gamma": invstd, "running_mean": None, "running_var": None, "slope": 0.0, "num_batches_tracked": None}
+    _assert_refused(ops.sync_batchnorm_act_forward_, sync, f"sync_batchnorm_act_forward_: {wanted('input')}")
     with torch.inference_mode():
         ops.batchnorm_apply.out(**read, out=target)
     assert bit_equal(target, ops.batchnorm_apply(**read))

@@ -298,3 +298,41 @@ def test_derivative_of_the_mean_is_finite(device: str) -> None:
     mean, _, _ = ops.batchnorm_stats(x)
     (grad,) = torch.autograd.grad(mean.sum(), x)
     assert torch.equal(grad, torch.full_like(x, 0.5))
+
+
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+STATISTICS = (torch.full((3,), 0.1), torch.full((3,), 1.2))
+MIXED: dict[str, Norm] = {
+    "training": lambda x, *vectors: ops.batchnorm_forward(x, *vectors, None, None, True, 0.1, EPS)[0],
+    "eval": lambda x, *vectors: ops.batchnorm_forward(x, *vectors, *STATISTICS, False, 0.1, EPS)[0],
+    "apply": lambda x, *vectors: ops.batchnorm_apply(x, *vectors, *STATISTICS),
+    "act": lambda x, *vectors: ops.batchnorm_act_forward(x, None, *vectors, None, None, True, 0.1, EPS, "silu")[0],
+    "act_apply": lambda x, *vectors: ops.batchnorm_act_apply(x, None, *vectors, *STATISTICS, "silu", 0.0)[0],
+    "instance": lambda x, *vectors: ops.instancenorm_forward(x, *vectors, None, None, 0.1, EPS)[0],
+    "in_place": lambda x, *vectors: _in_place(x.clone(), *vectors),
+    "conv": lambda x, *vectors: ops.conv_batchnorm_forward(
+        x, torch.eye(3, dtype=x.dtype)[:, :, None], None, *vectors, None, None, [1], [0], [1], 1, True, 0.1, EPS
+    )[0],
+}
+
+
+def _in_place(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    ops.batchnorm_act_forward_(x, gamma, beta, None, None, True, 0.1, EPS, "leaky_relu", 0.5)
+    return x
+
+
+@pytest.mark.parametrize("norm", MIXED.values(), ids=MIXED.keys())
+def test_gradient_of_a_beta_wider_than_gamma(norm: Norm) -> None:
+    """Every gradient has its argument's dtype, and no digits are lost on the way through the other's."""
+    x = activations((8, 3, 50), torch.bfloat16, "cpu")
+    dy = torch.randn(x.shape).bfloat16()
+    gamma, beta = torch.tensor([0.5, 1.0, 1.5], dtype=torch.bfloat16), torch.tensor([0.1, -0.2, 0.3])
+    grads = []
+    for given in (gamma, gamma.float()):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, given, beta)]
+        grads.append(torch.autograd.grad(norm(*leaves), leaves, dy))
+        assert [gradient.dtype for gradient in grads[-1]] == [leaf.dtype for leaf in leaves]
+    assert not torch.equal(grads[0][2], grads[0][2].bfloat16().float())
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert torch.equal(grads[0][1], grads[1][1].bfloat16())
+    assert torch.equal(grads[0][2], grads[1][2])

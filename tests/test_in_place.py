@@ -114,6 +114,23 @@ def test_elu_that_saturates_is_kept(device: str) -> None:
     assert check(args, "elu").tolist() == [1]
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1e-2, 1e-3, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5])
+def test_elu_of_a_small_slope(device: str, dtype: torch.dtype, alpha: float) -> None:
+    """Of negative values slope * (exp(z) - 1) is left: in channels that reach down to -0.25, -0.5 ... -25."""
+    low = -torch.arange(0.25, 25.1, 0.25, dtype=torch.float64, device=device)
+    z = (low[None, :, None] * torch.linspace(0, 1, 2001, dtype=torch.float64, device=device)).to(dtype)
+    kind = dtype if dtype == torch.float64 else torch.float32
+    vectors = [torch.full_like(low, value, dtype=kind) for value in (1.0, 0.0, 0.0, 1.0)]
+    image = z.clone()
+    kept = ops.batchnorm_act_apply_(image, *vectors, "elu", alpha)
+    recovered = ops.batchnorm_act_recover(image, *kept, *vectors, "elu", alpha)
+    error = (recovered.double() - z.double()).abs()
+    bound = ALLOWED[dtype] + 4 * unit_roundoff(dtype) * z.double().abs()
+    assert bool((error <= bound).all()), f"{(error / bound).amax((0, 2)).max()} of the bound"
+    if dtype != torch.float16:
+        assert 0 < len(kept[0]) < len(low)
+
+
 def test_gamma_without_a_reciprocal_is_kept(device: str) -> None:
     """1 / gamma would be infinite, or 1 / (gamma * invstd)."""
     args = arguments(torch.randn(4, 2, 30, device=device), True)

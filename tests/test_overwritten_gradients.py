@@ -167,6 +167,7 @@ SMALL = (8, C, 16, 16)
 Norm = Callable[[Tensor, Tensor | None], Tensor]
 NORMS: dict[str, tuple[Norm, bool]] = {  # and whether they have a residual
     "plain": (lambda x, _: my_ops.functional.batch_norm(x, None, None, *_vectors(), training=True, eps=EPS), False),
+    "eval": (lambda x, _: my_ops.functional.batch_norm(x, *(v.detach().abs() for v in _vectors() * 2)), False),
     "relu": (lambda x, _: _with_activation(x, None, "relu"), False),
     "silu": (lambda x, _: _with_activation(x, None, "silu"), False),
     "residual, relu": (lambda x, r: _with_activation(x, r, "relu"), True),

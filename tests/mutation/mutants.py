@@ -28,6 +28,7 @@ PHASES = ("test_phases.py",)
 ACT = ("test_act.py",)
 IN_PLACE = ("test_in_place.py",)
 OVERWRITTEN = ("test_overwritten_gradients.py",)
+SAVED = ("test_act.py", "test_autograd.py")
 INSTANCE = ("test_instance_norm.py",)
 SECOND = ("test_autograd.py", "test_transforms.py")
 TANGENTS = ("test_forward_mode.py",)
@@ -190,12 +191,28 @@ MUTANTS = [
         ("({}).reciprocal()", "gamma ? gamma->to(wide) * invstd : invstd", "invstd"),
         ("({}).to(y.scalar_type()));\n  }", "kept_input.to(wide) - means", "kept_input.to(wide)"),
     ),
-    *_of("plan/invertible.cpp", IN_PLACE, ("<= {}).logical_and(", "precision.allowed", "1e300")),
+    *_of(
+        "plan/invertible.cpp",
+        IN_PLACE,
+        ("<= {}).logical_and(", "precision.allowed", "1e300"),
+        ("least_z(x, gamma, beta, mean, invstd)) * ({});", "precision.roundoff + smallest", "precision.roundoff"),
+    ),
     # When a gradient's memory is that of a result.
     *_of(
         "autograd/node.h",
         OVERWRITTEN,
         ("is_enabled() && {} &&", "gradient.use_count() == 1", "true"),
+    ),
+    # Saved tensors, and gradients wider than their argument.
+    *_of(
+        "autograd/node.h",
+        SAVED,
+        ("if ({}) return tensor;", "as_contiguous.is_contiguous()", "true"),
+        (
+            "in_dtype(*gamma, {});",
+            "c10::promoteTypes(gamma->scalar_type(), constants.beta_dtype)",
+            "gamma->scalar_type()",
+        ),
     ),
     *_of(
         "cpu/act_kernel.cpp",

@@ -72,7 +72,7 @@ class ActForwardNode : public SavingNode<ActForwardNode, 7> {
   std::string name() const override { return "MyOpsBatchnormActForwardBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    const Tensor input = saved(kInput);
+    const Tensor input = in_layout_of_input(saved(kInput));
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
     variable_list out(4);
@@ -82,8 +82,9 @@ class ActForwardNode : public SavingNode<ActForwardNode, 7> {
       const OptionalTensor gamma = saved_optional(kGamma);
       const OptionalTensor beta = saved_optional(kBeta);
       const std::array<bool, 4> wanted{wants(0), wants(1), wants(2), wants(3)};
+      const OptionalTensor wide = gamma_as_wide_as_beta(gamma, wanted[3]);
       const auto backward = [&](auto op) {
-        return op(grads[0], input, residual, mask, gamma, beta, mean, invstd, constants.training,
+        return op(grads[0], input, residual, mask, wide, beta, mean, invstd, constants.training,
                   plan::name_of(constants.activation), constants.slope, wanted);
       };
       if ((wanted[0] || wanted[1]) && may_overwrite(grads[0], input) &&
@@ -93,6 +94,7 @@ class ActForwardNode : public SavingNode<ActForwardNode, 7> {
       } else {
         std::tie(out[0], out[1], out[2], out[3]) = backward(ops::batchnorm_act_backward);
       }
+      out[2] = in_dtype_of(gamma, out[2]);
       out[3] = in_dtype(out[3], constants.beta_dtype);
     }
     if (grads.size() > 2 && wants(0)) {
@@ -121,8 +123,8 @@ class ActApplyNode : public SavingNode<ActApplyNode, 7> {
     OptionalTensor wide_gamma = gamma;  // the sums have its dtype
     if (wide_gamma) wide_gamma = in_dtype(*wide_gamma, mean.scalar_type());
     auto [dx, dresidual, sum_xhat, sum] = ops::batchnorm_act_backward(
-        grads[0], saved(kInput), saved_optional(kResidual), saved_optional(kMask), wide_gamma, saved_optional(kBeta),
-        mean, invstd, /*training=*/false, plan::name_of(constants.activation), constants.slope,
+        grads[0], in_layout_of_input(saved(kInput)), saved_optional(kResidual), saved_optional(kMask), wide_gamma,
+        saved_optional(kBeta), mean, invstd, /*training=*/false, plan::name_of(constants.activation), constants.slope,
         {wants(0), wants(1), wants(2) || statistics, wants(3) || statistics});
     out[0] = dx;
     out[1] = dresidual;
@@ -195,6 +197,7 @@ Four batchnorm_act_forward(const Tensor& input, const OptionalTensor& residual, 
     set_tangent(invstd, t.invstd);
   }
   if (node) {  // with history and tangents
+    node->constants.channels_last = !output.is_contiguous();
     node->save(ActForwardNode::kMask, mask);
     node->save(ActForwardNode::kMean, mean, /*is_output=*/true);
     node->save(ActForwardNode::kInvstd, invstd, /*is_output=*/true);
@@ -259,6 +262,7 @@ Two batchnorm_act_apply(const Tensor& input, const OptionalTensor& residual, con
   auto& [output, mask] = result;
   if (node) {
     torch::autograd::set_history(output, node);
+    node->constants.channels_last = !output.is_contiguous();
     node->save(ActApplyNode::kMask, mask);
   }
   if (any_tangent(input, residual, gamma, beta, mean, invstd)) {

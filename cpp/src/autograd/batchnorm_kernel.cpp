@@ -25,37 +25,37 @@ class ForwardNode : public SavingNode<ForwardNode, 4> {
   std::string name() const override { return "MyOpsBatchnormForwardBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    Tensor input = saved(kInput);
-    if (!input.defined() && grads[0].defined()) input = grads[0] = in_layout_of_input(grads[0]);
+    const Tensor input = saved(kInput);
     const OptionalTensor gamma = saved_optional(kGamma);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
     variable_list out(3);
     if (grads[0].defined()) {
       const OutputMask wanted{wants(0), wants(1), wants(2)};
-      if (wanted[0] && may_overwrite(grads[0], input) && !any_tangent(grads[0], input, gamma, mean, invstd)) {
-        const auto dtype = gamma ? gamma->scalar_type() : mean.scalar_type();
+      const OptionalTensor wide = gamma_as_wide_as_beta(gamma, wanted[2]);
+      if (!input.defined()) grads[0] = in_layout_of_input(grads[0]);
+      const bool overwrite = wanted[0] && may_overwrite(grads[0], input.defined() ? input : grads[0]) &&
+                             !any_tangent(grads[0], input, gamma, mean, invstd);
+      const Tensor x = input.defined() ? input : grads[0];
+      if (overwrite) {
+        const auto dtype = wide ? wide->scalar_type() : mean.scalar_type();
         for (const int i : {1, 2}) {
           if (wanted[i]) out[i] = at::empty_like(mean, mean.options().dtype(dtype));
         }
         out[0] = grads[0];
-        ops::batchnorm_backward_out(grads[0], input, gamma, mean, invstd, constants.training, wanted, out[0], out[1],
+        ops::batchnorm_backward_out(grads[0], x, wide, mean, invstd, constants.training, wanted, out[0], out[1],
                                     out[2]);
       } else {
         std::tie(out[0], out[1], out[2]) =
-            ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, constants.training, wanted);
+            ops::batchnorm_backward(grads[0], x, wide, mean, invstd, constants.training, wanted);
       }
+      out[1] = in_dtype_of(gamma, out[1]);
       out[2] = in_dtype(out[2], constants.beta_dtype);
     }
     if (grads.size() > 1 && wants(0)) {
       out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));
     }
     return out;
-  }
-
- private:
-  Tensor in_layout_of_input(const Tensor& tensor) const {
-    return constants.channels_last ? tensor.movedim(1, -1).contiguous().movedim(-1, 1) : tensor.contiguous();
   }
 };
 

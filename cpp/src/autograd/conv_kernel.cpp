@@ -38,11 +38,12 @@ class ConvForwardNode : public SavingNode<ConvForwardNode, 7> {
     const auto& conv = constants.convolution;
     variable_list out(5);
     if (grads[0].defined()) {
+      const OptionalTensor gamma = saved_optional(kGamma);
       auto [dx, dw, db, dgamma, dbeta] = ops::conv_batchnorm_backward(
-          grads[0], input, weight, bias, saved_optional(kGamma), saved_optional(kBeta), mean, invstd, conv.stride,
-          conv.padding, conv.dilation, conv.groups, constants.training, plan::name_of(constants.activation),
-          constants.slope, {wants(0), wants(1), wants(2), wants(3), wants(4)});
-      out = {dx, dw, db, dgamma, in_dtype(dbeta, constants.beta_dtype)};
+          grads[0], input, weight, bias, gamma_as_wide_as_beta(gamma, wants(4)), saved_optional(kBeta), mean, invstd,
+          conv.stride, conv.padding, conv.dilation, conv.groups, constants.training,
+          plan::name_of(constants.activation), constants.slope, {wants(0), wants(1), wants(2), wants(3), wants(4)});
+      out = {dx, dw, db, in_dtype_of(gamma, dgamma), in_dtype(dbeta, constants.beta_dtype)};
     }
     const bool of_statistics = grads.size() > 1 && (grads[1].defined() || grads[2].defined());
     if (of_statistics && (wants(0) || wants(1) || wants(2))) {
@@ -146,10 +147,12 @@ class SyncConvForwardNode : public SavingNode<SyncConvForwardNode, 8> {
     const auto& conv = constants.convolution;
     // Undefined or not, the other ranks wait for an answer.
     const Tensor dy = grads[0].defined() ? grads[0] : at::zeros_like(conv.run(input, weight, bias));
+    const OptionalTensor gamma = saved_optional(kGamma);
     auto [dx, dw, db, dgamma, dbeta] = ops::sync_conv_batchnorm_backward(
-        dy, input, weight, bias, saved_optional(kGamma), saved_optional(kBeta), mean, invstd, count, conv.stride,
-        conv.padding, conv.dilation, conv.groups, plan::name_of(constants.activation), constants.slope,
+        dy, input, weight, bias, gamma_as_wide_as_beta(gamma, wants(4)), saved_optional(kBeta), mean, invstd, count,
+        conv.stride, conv.padding, conv.dilation, conv.groups, plan::name_of(constants.activation), constants.slope,
         constants.group.size, constants.group.name, {wants(0), wants(1), wants(2), wants(3), wants(4)});
+    dgamma = in_dtype_of(gamma, dgamma);
     if ((grads[1].defined() || grads[2].defined()) && (wants(0) || wants(1) || wants(2))) {
       const Tensor z = sync::run(conv, input, weight, bias);
       const Tensor dz = through_all_statistics(grads[1], grads[2], z, mean, invstd, count);

@@ -30,11 +30,12 @@ class InPlaceNode : public SavingNode<InPlaceNode, 7> {
 
   variable_list apply(variable_list&& grads) override {
     if (!grads[0].defined()) return variable_list(3);
+    const OptionalTensor gamma = saved_optional(kGamma);
     auto [dx, dgamma, dbeta] = ops::batchnorm_act_backward_from_output(
-        grads[0], saved(kOutput), saved(kKept), saved(kKeptInput), saved_optional(kGamma), saved_optional(kBeta),
-        saved(kMean), saved(kInvstd), constants.training, plan::name_of(constants.activation), constants.slope,
-        {wants(0), wants(1), wants(2)});
-    return {dx, dgamma, in_dtype(dbeta, constants.beta_dtype)};
+        grads[0], saved(kOutput), saved(kKept), saved(kKeptInput), gamma_as_wide_as_beta(gamma, wants(2)),
+        saved_optional(kBeta), saved(kMean), saved(kInvstd), constants.training, plan::name_of(constants.activation),
+        constants.slope, {wants(0), wants(1), wants(2)});
+    return {dx, in_dtype_of(gamma, dgamma), in_dtype(dbeta, constants.beta_dtype)};
   }
 };
 
@@ -124,6 +125,7 @@ std::tuple<Tensor, Tensor> batchnorm_act_apply_(Tensor& input, const OptionalTen
                                                 const Tensor& mean, const Tensor& invstd, std::string_view activation,
                                                 double slope) {
   refuse_derivatives("batchnorm_act_apply_", input, gamma, beta, mean, invstd);
+  plan::check_written("batchnorm_act_apply_", "input", input);
   auto result = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
     return ops::batchnorm_act_apply_(input, gamma, beta, mean, invstd, activation, slope);
@@ -191,6 +193,7 @@ Five sync_batchnorm_act_forward_(Tensor& input, const OptionalTensor& gamma, con
   TORCH_CHECK_NOT_IMPLEMENTED(!any_tangent(input, gamma, beta), op, kOnlyFirst);
   const bool requires_grad = torch::autograd::compute_requires_grad(input, gamma, beta);
   torch::autograd::check_inplace(input, requires_grad);
+  plan::check_written(op, "input", input);
   PointerTo<SyncInPlaceNode> node;
   if (requires_grad) node = make_node<SyncInPlaceNode>(input, gamma, beta);
   auto result = [&] {

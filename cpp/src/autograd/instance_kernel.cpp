@@ -25,10 +25,11 @@ class InstanceForwardNode : public SavingNode<InstanceForwardNode, 4> {
     const Tensor invstd = saved(kInvstd);
     variable_list out(3);
     if (grads[0].defined()) {
-      auto [dx, dgamma, dbeta] = ops::instancenorm_backward(grads[0], input, saved_optional(kGamma), mean, invstd,
-                                                            {wants(0), wants(1), wants(2)});
+      const OptionalTensor gamma = saved_optional(kGamma);
+      auto [dx, dgamma, dbeta] = ops::instancenorm_backward(grads[0], input, gamma_as_wide_as_beta(gamma, wants(2)),
+                                                            mean, invstd, {wants(0), wants(1), wants(2)});
       out[0] = dx;
-      out[1] = dgamma;
+      out[1] = in_dtype_of(gamma, dgamma);
       out[2] = in_dtype(dbeta, constants.beta_dtype);
     }
     if (wants(0)) out[0] = sum_of(out[0], through_statistics(grads[1], grads[2], input, mean, invstd));

@@ -8,6 +8,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/ScalarType.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -62,7 +63,7 @@ inline OptionalTensor none_if_undefined(Tensor tensor) {
 /// What derivatives depend on besides tensors. A node uses what its operator has.
 struct Constants {
   bool training = true;
-  bool channels_last = false;  // of an input that is not saved
+  bool channels_last = false;  // of an input that is not saved, or whose memory a mask follows
   at::ScalarType beta_dtype = at::kFloat;
   plan::Convolution convolution;
   sync::Group group;
@@ -130,11 +131,32 @@ class SavingNode : public torch::autograd::Node {
 
  protected:
   /// Undefined if absent; an error if released or changed in place since.
-  Tensor saved(size_t index) { return saved_[index].unpack(getptr()); }
+  Tensor saved(size_t index) {
+    const std::lock_guard<std::mutex> lock(mutex_);  // another thread may be in release_variables
+    return saved_[index].unpack(getptr());
+  }
 
   OptionalTensor saved_optional(size_t index) { return none_if_undefined(saved(index)); }
 
+  /// In memory as the operator's input was. Hooks of saved tensors, as torch's save_on_cpu, may unpack it otherwise.
+  Tensor in_layout_of_input(const Tensor& tensor) const {
+    const Tensor as_contiguous = constants.channels_last ? tensor.movedim(1, -1) : tensor;
+    if (as_contiguous.is_contiguous()) return tensor;
+    return constants.channels_last ? as_contiguous.contiguous().movedim(-1, 1) : as_contiguous.contiguous();
+  }
+
   bool wants(size_t input) const { return wanted_.empty() ? task_should_compute_output(input) : wanted_[input]; }
+
+  /// gamma for a backward operator, which gives beta's gradient in gamma's dtype, too: one that is wide enough for it.
+  OptionalTensor gamma_as_wide_as_beta(const OptionalTensor& gamma, bool wants_beta) const {
+    if (!gamma || !wants_beta) return gamma;
+    return in_dtype(*gamma, c10::promoteTypes(gamma->scalar_type(), constants.beta_dtype));
+  }
+
+  /// So gamma's gradient may be wider than gamma.
+  static Tensor in_dtype_of(const OptionalTensor& gamma, const Tensor& gradient) {
+    return gamma ? in_dtype(gradient, gamma->scalar_type()) : gradient;
+  }
 
   /// Only gradients that somebody waits for, each in the dtype of the input it belongs to.
   Tensor if_wanted(size_t input, const Tensor& gradient, at::ScalarType dtype) {
@@ -154,15 +176,16 @@ class SavingNode : public torch::autograd::Node {
 };
 
 /// Whether a node may write a result over a gradient that came in: where torch's engine itself adds to one in place,
-/// because nobody else holds it and nothing records or transforms what is done to it. On a CPU, where new memory costs
+/// because nobody else holds it and nothing records or transforms what is done to it. Nor if its memory is not torch's
+/// to resize, as that of a numpy array, whose holders a storage does not count. On a CPU, where new memory costs
 /// a fault per page (docs/memory.md); a small gradient is not worth the checks of the operators in place.
 inline bool may_overwrite(const Tensor& gradient, const Tensor& input) {
   constexpr size_t kLarge = size_t{1} << 20;
   const bool plain = gradient.is_cpu() && !at::isTensorSubclassLike(gradient) && gradient.has_storage() &&
                      !gradient._is_zerotensor() && !gradient.is_neg() && !gradient.is_inference();
   return plain && !at::GradMode::is_enabled() && gradient.use_count() == 1 && gradient.storage().use_count() == 1 &&
-         gradient.is_non_overlapping_and_dense() && gradient.strides() == input.strides() &&
-         gradient.nbytes() >= kLarge;
+         gradient.storage().resizable() && gradient.is_non_overlapping_and_dense() &&
+         gradient.strides() == input.strides() && gradient.nbytes() >= kLarge;
 }
 
 /// The kernels write running statistics; saved copies of them must notice.

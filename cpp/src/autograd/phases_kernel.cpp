@@ -108,10 +108,10 @@ class ApplyNode : public SavingNode<ApplyNode, 4> {
     const OptionalTensor gamma = saved_optional(kGamma);
     const Tensor mean = saved(kMean);
     const Tensor invstd = saved(kInvstd);
-    auto [dx, dgamma, dbeta] = ops::batchnorm_backward(grads[0], input, gamma, mean, invstd, /*training=*/false,
-                                                       {wants(0), wants(1), wants(2)});
+    auto [dx, dgamma, dbeta] = ops::batchnorm_backward(grads[0], input, gamma_as_wide_as_beta(gamma, wants(2)), mean,
+                                                       invstd, /*training=*/false, {wants(0), wants(1), wants(2)});
     out[0] = dx;
-    out[1] = dgamma;
+    out[1] = in_dtype_of(gamma, dgamma);
     out[2] = in_dtype(dbeta, constants.beta_dtype);
     if (wants(3) || wants(4)) {
       const Normalized in(grads[0], input, gamma, mean, invstd);

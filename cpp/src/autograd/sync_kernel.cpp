@@ -88,7 +88,7 @@ class SyncApplyNode : public SavingNode<SyncApplyNode, 8> {
   std::string name() const override { return "MyOpsSyncBatchnormApplyBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    const Tensor input = saved(kInput);
+    const Tensor input = in_layout_of_input(saved(kInput));
     const OptionalTensor gamma = saved_optional(kGamma);
     const OptionalTensor beta = saved_optional(kBeta);
     const OptionalTensor residual = saved_optional(kResidual);
@@ -132,6 +132,7 @@ Tensor sync_batchnorm_apply(const Tensor& input, const OptionalTensor& gamma, co
         input, gamma, from_z ? beta : none, mean, invstd, count, from_residual ? residual : none, mask};
     for (size_t i = 0; i < std::size(saved); ++i) node->save(i, saved[i]);
     if (beta) node->constants.beta_dtype = beta->scalar_type();
+    node->constants.channels_last = !output.is_contiguous();
     node->constants.group = {group_size, group_name};
     node->constants.activation = named;
     node->constants.slope = slope;

@@ -20,7 +20,7 @@ namespace {
 using at::Tensor;
 
 struct Precision {
-  double unit;      // roundoff
+  double roundoff;  // of storing, computing and inverting
   double smallest;  // positive number
   double allowed;   // error of xhat
 };
@@ -28,13 +28,13 @@ struct Precision {
 Precision precision_of(at::ScalarType dtype) {
   switch (dtype) {
     case at::kDouble:
-      return {0x1p-53, std::numeric_limits<double>::denorm_min(), 0x1p-32};
+      return {0x5p-53, std::numeric_limits<double>::denorm_min(), 0x1p-32};
     case at::kFloat:
-      return {0x1p-24, 0x1p-149, 0x1p-12};
+      return {0x5p-24, 0x1p-149, 0x1p-12};
     case at::kBFloat16:
-      return {0x1p-9, 0x1p-133, 0x1p-5};
+      return {0x1p-8 + 0x4p-24, 0x1p-133, 0x1p-5};
     default:
-      return {0x1p-12, 0x1p-24, 0x1p-5};
+      return {0x1p-11 + 0x4p-24, 0x1p-24, 0x1p-5};
   }
 }
 
@@ -63,9 +63,10 @@ Tensor channels_to_keep(const Tensor& x, const std::optional<Tensor>& gamma_, co
   const Tensor gamma = gamma_ ? gamma_->to(at::kDouble) : at::ones_like(mean);
   const Tensor beta = beta_ ? beta_->to(at::kDouble) : at::zeros_like(mean);
   const double least_slope = activation == Activation::identity ? 1 : std::min(slope, 1.0);
-  Tensor error = beta.abs() * (2 * precision.unit) + precision.smallest / least_slope;
+  const double smallest = precision.smallest / least_slope;
+  Tensor error = beta.abs() * precision.roundoff + smallest;
   if (activation == Activation::elu && x.numel() > 0) {
-    error = error + at::exp(-least_z(x, gamma, beta, mean, invstd)) * precision.unit;
+    error = error + at::exp(-least_z(x, gamma, beta, mean, invstd)) * (precision.roundoff + smallest);
   }
   const double normal =
       mean_.scalar_type() == at::kDouble ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();

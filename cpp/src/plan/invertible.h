@@ -16,11 +16,12 @@ bool is_invertible(Activation activation, double slope);
 /// The channels of x (int64, ascending) whose xhat could not be computed back well enough from output = act(z),
 /// z = gamma * xhat + beta, stored in x's dtype.
 ///
-/// Let u be the unit roundoff of that dtype and t its smallest positive number. Storing and inverting turns z into
-/// z * (1 + 2u) + t / slope, and elu, where z < 0, adds u * e^-z. With |z| <= |gamma| * |xhat| + |beta|, and gamma
-/// dividing all of that,
+/// Let t be the smallest positive number of that dtype, and r the sum of the unit roundoffs of storing y, once, and of
+/// computing and inverting it in the accumulation type, four times. They turn z into z * (1 + r) + t / slope, and elu,
+/// where z < 0 and its slope is slope * e^z, adds (r + t / slope) * e^-z. With |z| <= |gamma| * |xhat| + |beta|, and
+/// gamma dividing all of that,
 ///
-///   error of xhat <= 2u * |xhat| + (2u * |beta| + t / slope + u * e^-min(z)) / |gamma|
+///   error of xhat <= r * |xhat| + (r * |beta| + t / slope + (r + t / slope) * e^-min(z)) / |gamma|
 ///
 /// of which the first term is a rounding. A channel is kept if the second, in standard deviations of the channel,
 /// exceeds 2^-12 (float32), 2^-32 (float64) or 2^-5 (16-bit types); or is not a number. gamma = 0 is such a channel. So

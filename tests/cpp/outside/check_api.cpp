@@ -1,12 +1,15 @@
 // The typed functions and the modules of the installed headers, held against torch's own.
 #include <ATen/Context.h>
 #include <ATen/ops/allclose.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <my_ops/batchnorm.h>
 #include <my_ops/info.h>
 #include <my_ops/ops.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <iostream>
 #include <sstream>
@@ -122,6 +125,26 @@ void check_functions() {
   expect_close(F::batch_norm(x, mean, var), torch::nn::functional::batch_norm(x, mean, var), "functional, plain");
 }
 
+/// The gradient of the identity is a tensor over memory that torch does not own.
+struct OfForeignMemory : torch::autograd::Function<OfForeignMemory> {
+  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& x) { return x.clone(); }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*, torch::autograd::variable_list) {
+    return {at::from_blob(memory.data_ptr(), memory.sizes())};
+  }
+  static inline at::Tensor memory;
+};
+
+// A backward pass may write over a large gradient that nobody else holds, but a storage does not count such holders.
+void check_gradients_in_foreign_memory() {
+  const at::Tensor x = at::randn({4, 3, 320, 320}).requires_grad_();
+  const at::Tensor y = std::get<0>(
+      my_ops::ops::batchnorm_forward(x, std::nullopt, std::nullopt, std::nullopt, std::nullopt, true, 0.1, 1e-5));
+  OfForeignMemory::memory = at::randn(x.sizes());
+  const at::Tensor before = OfForeignMemory::memory.clone();
+  OfForeignMemory::apply(y).sum().backward();
+  expect(at::equal(OfForeignMemory::memory, before), "a gradient in foreign memory stays as it was");
+}
+
 }  // namespace
 
 int main() {
@@ -129,6 +152,7 @@ int main() {
   check_modules();
   check_module_objects();
   check_functions();
+  check_gradients_in_foreign_memory();
   expect(my_ops::build_info().find("\"version\": \"" MY_OPS_VERSION "\"") != std::string::npos, "build_info");
   std::cout << my_ops::build_info() << '\n';
   return failures;
