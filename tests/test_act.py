@@ -556,6 +556,8 @@ def test_module_is_batch_norm_and_activation(name: str, rank: int) -> None:
     slope = {"leaky_relu": 0.2, "elu": 0.7}.get(name)
     ours = getattr(my_ops, f"BatchNormAct{rank}d")(5, activation=name, slope=slope)
     theirs = getattr(nn, f"BatchNorm{rank}d")(5)
+    for tensor in (*theirs.parameters(), theirs.running_mean, theirs.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
     ours.load_state_dict(theirs.state_dict())
     assert isinstance(ours, getattr(my_ops, f"BatchNorm{rank}d"))
     x, residual = (torch.randn(4, 5, *[6] * rank, requires_grad=True) for _ in range(2))

@@ -154,6 +154,19 @@ def test_freezing_a_model(dimensions: int) -> None:
     assert repr(model[0]) == f"{kind.__name__}(3, eps=0.0001)"
 
 
+def test_freezing_a_convolution_with_its_batch_norm() -> None:
+    model = nn.Sequential(my_ops.ConvBatchNorm2d(3, 4, 3, padding=1, padding_mode="circular"))
+    for tensor in (*model[0].norm.parameters(), model[0].norm.running_mean, model[0].norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    x = torch.randn(2, 3, 5, 6)
+    want, keys = copy.deepcopy(model).eval()(x), set(model.state_dict()) - {"0.norm.num_batches_tracked"}
+    my_ops.freeze_batchnorm(model)
+    with unchanged(*model.buffers()):
+        torch.testing.assert_close(model.train()(x), want)
+    assert [name for name, _ in model.named_parameters()] == ["0.conv.weight"]
+    assert set(model.state_dict()) == keys
+
+
 def test_freezing_without_affine_and_a_single_module() -> None:
     native = nn.BatchNorm2d(3, affine=False)
     x = torch.randn(4, 3, 5, 6)

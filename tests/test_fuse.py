@@ -147,6 +147,12 @@ def with_hook(model: Body, part: str) -> Body:
     return model
 
 
+def hooked_between() -> Body:
+    model = Body(lambda m, x: m.act(m.between(m.norm(x))))
+    model.between = nn.Identity()
+    return with_hook(model, "between")
+
+
 class Optional(Body):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return F.relu(self.norm(x)) if scale is None else F.relu(self.norm(x) * scale)
@@ -212,6 +218,7 @@ LEFT_ALONE: dict[str, Callable[[], Body]] = {
     "weighted_sum": lambda: Body(lambda m, x: F.relu(torch.add(m.norm(m.conv(x)), x, alpha=2))),
     "into_the_residual": lambda: Body(add_into_the_residual),
     "hook_on_the_norm": lambda: with_hook(Body(lambda m, x: m.act(m.norm(x))), "norm"),
+    "hook_between": lambda: hooked_between(),
     "hook_on_the_activation": lambda: with_hook(Body(lambda m, x: m.act(m.norm(x))), "act"),
     "subclass": lambda: inherited(Body(lambda m, x: F.relu(m.norm(x)))),
     "depends_on_values": lambda: Body(lambda m, x: F.relu(m.norm(x)) if x.sum() > -1e9 else x),
@@ -289,6 +296,43 @@ def counted(model: nn.Module) -> tuple[int, int]:
     """Fused and plain batch norms of ours."""
     fused = sum(isinstance(m, my_ops.BatchNormAct2d) for m in model.modules())
     return fused, sum(type(m) is my_ops.BatchNorm2d for m in model.modules())
+
+
+class Taps(nn.Module):
+    """Calls the parts of another module past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        taps = []
+        for layer in self.features:
+            x = layer(x)
+            taps.append(x)
+        return tuple(taps)
+
+
+class BorrowsTheActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(self.features[2](x) - x)
+
+
+def test_parts_that_are_called_past_their_module() -> None:
+    """See and give what they did."""
+    for model, found in ((Taps(), []), (BorrowsTheActivation(), ["features.1"])):
+        x, plain = images(), copy.deepcopy(model)
+        my_ops.convert_batchnorm(model, fuse=True)
+        assert fused(model) == found
+        torch.testing.assert_close(model(x), plain(x))
+    model = infer(Taps())
+    plain = copy.deepcopy(model)
+    my_ops.fuse_conv_bn(model)
+    torch.testing.assert_close(model(x), plain(x))
 
 
 def test_every_pair_of_the_networks_is_found() -> None:
@@ -372,6 +416,31 @@ def test_residuals_that_do_not_fit(activation: Callable[[Tensor], Tensor]) -> No
     for residual in (torch.randn(1, CHANNELS, 1, 1), torch.randn(3, CHANNELS, 9, 9).double()):
         x = images()
         torch.testing.assert_close(model(x, residual), plain(x, residual), rtol=1e-5, atol=1e-5)
+
+
+class SumInPlace(Sum):
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        y += residual
+        return self.activation(y)
+
+
+def test_residuals_that_are_added_in_place() -> None:
+    """Dtype and shape are those of what is added to."""
+    model = SumInPlace(F.relu)
+    plain = copy.deepcopy(model)
+    my_ops.convert_batchnorm(model, fuse=True)
+    assert fused(model) == ["norm"]
+    x = images()
+    residual = torch.randn(1, CHANNELS, 1, 1, dtype=torch.float64, requires_grad=True)
+    got, want = (m(x, residual) for m in (model, plain))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    grads = (torch.autograd.grad(y.sum(), (residual, m.norm.weight)) for y, m in ((got, model), (want, plain)))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    larger = torch.randn(2, *x.shape)
+    for m in (model, plain):
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            m(x, larger)
 
 
 # fuse_conv_bn
@@ -493,6 +562,16 @@ def test_folds_modules_of_ours(activation: str, becomes: type[nn.Module]) -> Non
     assert [*model.state_dict()] == ["0.conv.weight", "0.conv.bias", "1.weight", "1.bias"]
     assert type(model[0].norm) is type(model[2]) is becomes
     torch.testing.assert_close(model(x).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_hooks_around_a_convolution_with_batch_norm_stay() -> None:
+    model = infer(nn.Sequential(my_ops.ConvBatchNorm2d(CHANNELS, 4, 3)))
+    seen: list[Tensor] = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    my_ops.fuse_conv_bn(model)
+    y = model(images())
+    assert type(model[0].norm) is nn.Identity
+    assert torch.equal(seen[0], y)
 
 
 def test_norm_with_a_residual_is_not_folded() -> None:

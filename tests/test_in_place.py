@@ -381,6 +381,8 @@ def test_module(name: str, rank: int) -> None:
     convolution = getattr(nn, f"Conv{rank}d")(3, 5, 3)
     ours = getattr(my_ops, f"InPlaceBatchNormAct{rank}d")(5, activation=name, slope=slope)
     theirs = getattr(nn, f"BatchNorm{rank}d")(5)
+    for tensor in (*theirs.parameters(), theirs.running_mean, theirs.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
     ours.load_state_dict(theirs.state_dict())
     assert isinstance(ours, getattr(my_ops, f"BatchNorm{rank}d"))
     x = torch.randn(4, 3, *[6] * rank, requires_grad=True)

@@ -31,7 +31,7 @@ MODULES += [("conv", "identity", False)]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Over Gloo alone: activations have no kernels on CUDA."""
+    """Over Gloo alone: the checks make their batches in a CPU's memory."""
     ranks = Ranks(tmp_path_factory.mktemp("ranks"), "gloo")
     yield ranks
     ranks.close()

@@ -15,6 +15,7 @@ import my_ops
 import reference
 from checks import EPS, activations, arguments, bit_equal, ops
 from layouts import arrange
+from ranks import Ranks
 from tolerances import TOLERANCES, assert_within, unit_roundoff
 
 SHAPE = (4, 3, 5, 6)
@@ -227,14 +228,11 @@ def _shard_by_channel() -> None:
         return [([images, vectors, vectors], [images, images, weight, vectors, vectors, None, None])]
 
 
-def _train_sharded(rank: int, world: int, file: str) -> None:
-    import torch.distributed as dist
+def _train_sharded() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{file}")
-    mesh = init_device_mesh("cpu", (world,))
+    mesh = init_device_mesh("cpu", (2,))
     _shard_by_channel()
     torch.manual_seed(5)
     values = activations((4, 6, 5), torch.float64, "cpu")
@@ -256,10 +254,11 @@ def _train_sharded(rank: int, world: int, file: str) -> None:
         torch.testing.assert_close(got.full_tensor(), want, rtol=1e-12, atol=1e-12)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         torch.testing.assert_close(parts[name].full_tensor(), getattr(whole, name), rtol=1e-12, atol=1e-12)
-    dist.destroy_process_group()
 
 
 def test_channels_over_two_processes(tmp_path: Path) -> None:
     """Training forward and backward of DTensors sharded by channel: the values of one process, running state too."""
     pytest.importorskip("torch.distributed.tensor.experimental")
-    torch.multiprocessing.spawn(_train_sharded, (2, str(tmp_path / "store")), nprocs=2)
+    ranks = Ranks(tmp_path, "gloo")
+    ranks.run(2, _train_sharded)
+    ranks.close()

@@ -73,6 +73,20 @@ def test_torchs_helper_does_not_have_them() -> None:
     assert (model[0].running_var - values.var((0, 2, 3))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("options", [{}, {"padding": 1, "padding_mode": "reflect"}, {"activation": "relu"}], ids=str)
+def test_convolution_and_batch_norm_in_one(options: dict[str, object]) -> None:
+    """Which does not call its batch norm."""
+    both = my_ops.ConvBatchNorm2d(3, 4, 3, bias=True, **options)
+    apart = nn.Sequential(copy.deepcopy(both.conv), nn.BatchNorm2d(4))
+    batches = [torch.randn(n, 3, 6, 6) for n in (5, 2)]
+    for model in (both, apart):
+        my_ops.update_bn(batches, model)
+    values = torch.cat([apart[0](batch) for batch in batches]).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(both.norm.running_mean.double(), values.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(both.norm.running_var.double(), values.var(1), rtol=1e-6, atol=1e-6)
+    assert both.norm.num_batches_tracked == apart[1].num_batches_tracked == 2
+
+
 def test_many_batches_are_joined_as_they_come() -> None:
     batches = [torch.randn(2, 3, 1, 2, dtype=torch.float64) + 1000 for _ in range(200)]
     model = nn.Sequential(nn.BatchNorm2d(3).double())

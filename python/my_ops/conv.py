@@ -84,6 +84,8 @@ class _ConvBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
+        if not isinstance(norm, _BatchNorm):  # frozen: its backward pass keeps nothing
+            return norm(conv(input))
         norm._check_input_dim(input)  # type: ignore[no-untyped-call]
         input, padding = _pad(conv, input)
         if isinstance(norm, sync.SyncBatchNorm) and (group := norm.share(input, conv.out_channels)) is not None:

@@ -58,9 +58,10 @@ def convert_batchnorm(model: _Model, fuse: bool = False) -> _Model:
     attributes, ``state_dict``, hooks and ``isinstance`` stay, and models can be copied and pickled.
 
     ``fuse`` leaves alone: batch norms and activations with hooks, which would see other values (a hook that is added
-    later sees the output of the activation); batch norms with more than one place; what is in a module whose
-    ``forward`` is decorated, has optional arguments, sets attributes, draws random numbers, asks for types, or switches
-    gradients or autocast.
+    later sees the output of the activation); batch norms with more than one place; what another module calls past the
+    one that holds it (``self.features[0](x)``), if that other one can be traced; what is in a module whose ``forward``
+    is decorated, has optional arguments, sets attributes, draws random numbers, asks for types, or switches gradients
+    or autocast.
 
     Returns:
         ``model`` itself, also when it is a batch norm module itself.

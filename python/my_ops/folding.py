@@ -1,6 +1,6 @@
 """Folds batch norms into the convolutions before them, for inference."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
@@ -34,9 +34,10 @@ def fuse_conv_bn(model: _Model) -> _Model:
     Folded are ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` without groups and ``nn.Linear`` (for input ``[N, C]``)
     before a batch norm of torch's or of ours, in any module that ``torch.fx`` can trace, however deep, and
     ``ConvBatchNorm``. Left as they are: modules that cannot be traced (those inside of them are tried one by one),
-    convolutions whose output goes elsewhere too, modules or weights with several places, modules with hooks,
-    subclasses, batch norms without running statistics. Of a model that was converted with ``fuse=True``, activations
-    are fused anew with the batch norms that remain.
+    convolutions whose output goes elsewhere too, modules or weights with several places, or that another module which
+    can be traced calls past the one that holds them, convolutions and batch norms with hooks, subclasses,
+    ``SyncBatchNorm``, batch norms in place or without running statistics. Of a model that was converted with
+    ``fuse=True``, activations are fused anew with the batch norms that remain.
 
     Returns:
         ``model`` itself.
@@ -51,20 +52,21 @@ def fuse_conv_bn(model: _Model) -> _Model:
     owners = Counter(
         id(part) for owner in model.modules() for part in (*owner._modules.values(), *owner._parameters.values())
     )
+    reached = tracing.reached_from_outside(model)
     for module in reversed(list(model.modules())):
         if isinstance(module, _BOTH):
             if type(module) in _BOTH and _can_fold(module.conv, module.norm, owners):
                 _fold(module.conv, module.norm)
-                _become(module, nn.Sequential(OrderedDict(conv=module.conv, norm=module.norm)))
+                setattr(module, "__class__", nn.Sequential)  # noqa: B010
         elif any(isinstance(part, _BatchNorm) for part in module.modules()):
-            for linear, norm in _pairs(module, owners):
+            for linear, norm in _pairs(module, owners, reached):
                 _fold(linear, norm)
     if unfused:
         fuse_activations(model)
     return model
 
 
-def _pairs(module: nn.Module, owners: Counter[int]) -> list[tuple[nn.Module, nn.Module]]:
+def _pairs(module: nn.Module, owners: Counter[int], reached: tracing.Reached) -> list[tuple[nn.Module, nn.Module]]:
     graph = tracing.trace(module)
     if graph is None:
         return []
@@ -74,7 +76,9 @@ def _pairs(module: nn.Module, owners: Counter[int]) -> list[tuple[nn.Module, nn.
     for node, norm in called.items():
         before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         linear = called.get(before) if isinstance(before, fx.Node) and len(before.users) == 1 else None
-        if linear is not None and calls[linear] == calls[norm] == 1 and _can_fold(linear, norm, owners):
+        if linear is None or {module}.union(*(reached.get(part, ()) for part in (linear, norm))) != {module}:
+            continue
+        if calls[linear] == calls[norm] == 1 and _can_fold(linear, norm, owners):
             pairs.append((linear, norm))
     return pairs
 

@@ -102,7 +102,8 @@ def freeze_batchnorm(model: _Model) -> _Model:
     """Makes every ``BatchNorm1d/2d/3d`` and ``SyncBatchNorm`` of ``torch.nn`` or ``my_ops`` a frozen one.
 
     In place: each module stays the same object with the same tensors, of which the parameters become buffers. Call it
-    before the optimizer is made, whose parameters they no longer are. Other subclasses are left alone.
+    before the optimizer is made, whose parameters they no longer are. Other subclasses are left alone. A
+    ``ConvBatchNorm`` then runs its convolution and the frozen batch norm one after the other.
 
     Returns:
         ``model`` itself, also when it is a batch norm module itself.

@@ -27,13 +27,15 @@ class _AnyResidual(nn.Module):
 
     activation: str
     slope: float
+    adds_in_place: bool  # which keeps dtype and shape
     _plain: ClassVar[type[nn.Module]] = modules._Forward
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
             output: Tensor = super().forward(input, residual)
             return output
-        value = self._plain.forward(self, input) + residual
+        value = self._plain.forward(self, input)
+        value = value.add_(residual) if self.adds_in_place else value + residual
         output = activation_module(self.activation, self.slope)(value)
         return output
 
@@ -125,17 +127,33 @@ class _Pair:
         return str(self.chain[0].target)
 
     @property
+    def adds_in_place(self) -> bool:
+        return self.place.target in _ADDITIONS_IN_PLACE
+
+    @property
     def key(self) -> tuple[object, ...]:
         """The same in every graph of the module."""
         return self.norm, self.chain[-1].op, self.chain[-1].target, self.kind, self.residual is None
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Who else has the modules of a graph: in how many places they are, and which forwards reach in for them."""
+
+    registered: Counter[nn.Module | None]
+    reached: tracing.Reached
+
+    def only_in(self, module: nn.Module, part: nn.Module) -> bool:
+        return all(other is module for other in self.reached.get(part, ()))
+
+
 def fuse_activations(model: nn.Module) -> None:
     """In every module of ``model``, those inside of others first: so the smallest one that holds a pair is changed."""
     registered = Counter(child for parent in model.modules() for child in parent._modules.values())
+    parts = _Parts(registered, tracing.reached_from_outside(model))
     for module in reversed(list(model.modules())):
         if any(type(part) in _FUSED for part in module.modules()):
-            _fuse_in(module, registered)
+            _fuse_in(module, parts)
 
 
 def unfuse_activations(model: nn.Module) -> bool:
@@ -149,30 +167,31 @@ def unfuse_activations(model: nn.Module) -> bool:
         original = module.written if isinstance(module, _Rewritten) else attributes.pop("original", None)
         if original is not None:
             if isinstance(module, _AnyResidual):
-                del attributes["activation"], attributes["slope"]
+                del attributes["activation"], attributes["slope"], attributes["adds_in_place"]
             module.__class__ = original
             found = True
     return found
 
 
-def _fuse_in(module: nn.Module, registered: Counter[nn.Module | None]) -> None:
+def _fuse_in(module: nn.Module, parts: _Parts) -> None:
     graphs = tracing.in_both_modes(module)
     if graphs is None:
         return
-    pairs, in_eval = ({pair.key: pair for pair in _pairs(module, graph, registered)} for graph in graphs)
+    pairs, in_eval = ({pair.key: pair for pair in _pairs(module, graph, parts)} for graph in graphs)
     pairs = {key: pair for key, pair in pairs.items() if key in in_eval}
-    alone = [key for key, pair in pairs.items() if _is_alone(module, pair, registered)]
+    alone = [key for key, pair in pairs.items() if _is_alone(module, pair, parts)]
     for key in alone:
         pair = pairs.pop(key)
-        _fuse(module.get_submodule(pair.norm), pair.kind)
+        _fuse(module, pair)
         _change(module.get_submodule(str(pair.chain[-1].target)), Absorbed)
     if pairs:
-        _rewrite(module, pairs.keys(), registered)
+        _rewrite(module, pairs.keys(), parts)
 
 
-def _fuse(norm: nn.Module, kind: _Activation) -> None:
+def _fuse(module: nn.Module, pair: _Pair) -> None:
+    norm = module.get_submodule(pair.norm)
     _change(norm, _FUSED[type(norm)])
-    vars(norm).update(activation=kind[0], slope=kind[1])
+    vars(norm).update(activation=pair.kind[0], slope=pair.kind[1], adds_in_place=pair.adds_in_place)
 
 
 def _change(module: nn.Module, becomes: type[nn.Module]) -> None:
@@ -180,26 +199,27 @@ def _change(module: nn.Module, becomes: type[nn.Module]) -> None:
     module.__class__ = becomes
 
 
-def _is_alone(module: nn.Module, pair: _Pair, registered: Counter[nn.Module | None]) -> bool:
+def _is_alone(module: nn.Module, pair: _Pair, parts: _Parts) -> bool:
     """Whether the activation is a module that does nothing else: then no forward method needs to be written anew."""
     activation = pair.chain[-1]
     if pair.residual is not None or activation.op != "call_module":
         return False
     calls = sum(node.op == "call_module" and node.target == activation.target for node in activation.graph.nodes)
-    return calls == 1 and registered[module.get_submodule(str(activation.target))] == 1
+    return calls == 1 and parts.registered[module.get_submodule(str(activation.target))] == 1
 
 
-def _pairs(module: nn.Module, graph: fx.Graph, registered: Counter[nn.Module | None]) -> list[_Pair]:
+def _pairs(module: nn.Module, graph: fx.Graph, parts: _Parts) -> list[_Pair]:
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     pairs: dict[fx.Node, _Pair] = {}
     for node in graph.nodes:
         norm = _called(module, node)
         if norm is None or type(norm) not in _FUSED or tracing.has_hooks(norm):
             continue
-        if calls[node.target] > 1 or registered[norm] > 1:
+        if calls[node.target] > 1 or parts.registered[norm] > 1:
             continue
         pair = _pair(module, node) if len(node.args) == 1 and not node.kwargs else None
-        if pair is not None:
+        called = () if pair is None else (_called(module, link) for link in pair.chain)
+        if pair is not None and all(part is None or parts.only_in(module, part) for part in called):
             pairs.setdefault(pair.chain[-1], pair)  # both sides of an addition may be batch norms
     return list(pairs.values())
 
@@ -216,7 +236,7 @@ def _pair(module: nn.Module, norm: fx.Node) -> _Pair | None:
             if not _can_wait(norm):
                 return None
             place = user
-        elif type(_called(module, user)) is not nn.Identity:
+        elif type(between := _called(module, user)) is not nn.Identity or tracing.has_hooks(between):
             return None
         chain = (*chain, user)
     return None
@@ -255,7 +275,7 @@ def _called(module: nn.Module, node: fx.Node) -> nn.Module | None:
     return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _rewrite(module: nn.Module, keys: Collection[tuple[object, ...]], registered: Counter[nn.Module | None]) -> None:
+def _rewrite(module: nn.Module, keys: Collection[tuple[object, ...]], parts: _Parts) -> None:
     """Gives ``module`` a forward without these activations and additions; it must do the same in both modes.
 
     Modules inside stay calls, but for those that hold one of the parts.
@@ -266,7 +286,7 @@ def _rewrite(module: nn.Module, keys: Collection[tuple[object, ...]], registered
     if graphs is None or len({graph.python_code("self").src for graph in graphs}) > 1:
         return
     graph = graphs[0]
-    for pair in _pairs(module, graph, registered):
+    for pair in _pairs(module, graph, parts):
         if pair.key not in keys:
             continue
         with graph.inserting_before(pair.place):
@@ -275,7 +295,7 @@ def _rewrite(module: nn.Module, keys: Collection[tuple[object, ...]], registered
         pair.chain[-1].replace_all_uses_with(both)
         for node in reversed(pair.chain):
             graph.erase_node(node)
-        _fuse(module.get_submodule(pair.norm), pair.kind)
+        _fuse(module, pair)
     code = graph.python_code("self")
     written = module.written if isinstance(module, _Rewritten) else type(module)
     module.__class__ = _rewritten(written, code.src, code.globals)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import conv
+
 __all__ = ["update_bn"]
 
 _PARTS = 64  # kept until they are joined
@@ -101,6 +103,9 @@ def _listening(model: nn.Module, totals: dict[_BatchNorm, _Total]) -> Iterator[N
         for module, total in totals.items():
             module.track_running_stats = False  # in training: leaves running statistics and counter alone
             handles.append(module.register_forward_pre_hook(_feed(total)))
+        for both in model.modules():
+            if isinstance(both, conv._ConvBatchNorm) and both.norm in totals:  # which does not call its norm
+                handles.append(both.register_forward_pre_hook(_feed_convolved(totals[both.norm])))
         yield
     finally:
         for handle in handles:
@@ -113,3 +118,7 @@ def _listening(model: nn.Module, totals: dict[_BatchNorm, _Total]) -> Iterator[N
 
 def _feed(total: _Total) -> Any:
     return lambda _, inputs: total.add(inputs[0])
+
+
+def _feed_convolved(total: _Total) -> Any:
+    return lambda both, inputs: total.add(both.conv.forward(inputs[0]))

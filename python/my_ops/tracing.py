@@ -6,9 +6,11 @@ noticed here.
 """
 
 import inspect
+import operator
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +19,9 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["has_hooks", "in_both_modes", "trace"]
+__all__ = ["Reached", "has_hooks", "in_both_modes", "reached_from_outside", "trace"]
+
+Reached = Mapping[nn.Module, Collection[nn.Module]]
 
 
 def trace(module: nn.Module, inlined: Collection[nn.Module] | None = None) -> fx.Graph | None:
@@ -66,6 +70,19 @@ def in_both_modes(module: nn.Module, inlined: Collection[nn.Module] | None = Non
     return None if graphs[0] is None or graphs[1] is None else (graphs[0], graphs[1])
 
 
+def reached_from_outside(model: nn.Module) -> Reached:
+    """Parts of a module that another one's forward calls past it (``self.features[0](x)``), and which ones do so: the
+    graph of the module that holds such a part says too little about it."""
+    reached = defaultdict(set)
+    for module in model.modules():
+        graphs = in_both_modes(module, inlined=()) if module._modules else None
+        for node in (node for graph in graphs or () for node in graph.nodes):
+            part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if part is not None and part not in module._modules.values():
+                reached[part].add(module)
+    return reached
+
+
 def has_hooks(module: nn.Module) -> bool:
     return any(
         (
@@ -89,6 +106,14 @@ class _StandIn(fx.Proxy):
     @__class__.setter
     def __class__(self, value: type) -> None:
         raise TypeError
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_StandIn, Any], fx.Proxy]:
+    return lambda stand_in, other: stand_in.tracer.create_proxy("call_function", function, (stand_in, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    setattr(_StandIn, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))  # else y += x is traced as y = y + x
 
 
 class _Tracer(fx.Tracer):
