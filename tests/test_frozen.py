@@ -24,7 +24,7 @@ EPS = 1e-3
 
 
 def frozen_with(args: object, dtype: torch.dtype) -> my_ops.FrozenBatchNorm:
-    module = my_ops.FrozenBatchNorm(args.input.shape[1], EPS, dtype=dtype)
+    module = my_ops.FrozenBatchNorm(args.input.shape[1], EPS, args.input.device, dtype)
     for name, value in zip(("weight", "bias"), (args.gamma, args.beta), strict=True):
         getattr(module, name).copy_(value)
     module.running_mean.copy_(args.running_mean)
@@ -59,8 +59,8 @@ class Saved:
 
 
 @pytest.mark.parametrize(("rank", "layout"), RANKED_LAYOUTS)
-def test_every_layout_and_dtype(rank: int, layout: str, dtype: torch.dtype, training: bool) -> None:
-    args = arguments(arrange(activations(SHAPES[rank], dtype, "cpu"), layout), training=False)
+def test_every_layout_and_dtype(device: str, rank: int, layout: str, dtype: torch.dtype, training: bool) -> None:
+    args = arguments(arrange(activations(SHAPES[rank], dtype, device), layout), training=False)
     module = frozen_with(args, dtype).train(training)
     x = args.input.detach().requires_grad_()
     want = reference.forward(*args.values()[:7], EPS)

@@ -118,43 +118,43 @@ def vectors(count: int, channels: int = 4) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("rank", "layout"), RANKED_LAYOUTS)
-def test_every_layout_and_dtype(rank: int, layout: str, dtype: torch.dtype) -> None:
-    args = arguments(arrange(activations(SHAPES[rank], dtype, "cpu"), layout), training=True)
+def test_every_layout_and_dtype(device: str, rank: int, layout: str, dtype: torch.dtype) -> None:
+    args = arguments(arrange(activations(SHAPES[rank], dtype, device), layout), training=True)
     check(args.input, args.gamma, args.beta, args.running_mean, args.running_var)
 
 
 @pytest.mark.parametrize(("shape", "layout"), SIZES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_every_size(shape: tuple[int, ...], layout: str, kind: torch.dtype) -> None:
-    args = arguments(arrange(activations(shape, kind, "cpu"), layout), training=True)
+def test_every_size(device: str, shape: tuple[int, ...], layout: str, kind: torch.dtype) -> None:
+    args = arguments(arrange(activations(shape, kind, device), layout), training=True)
     check(args.input, args.gamma, args.beta)
 
 
 @pytest.mark.parametrize(("shape", "strides"), [case for case in AMBIGUOUS if torch.Size(case[0][2:]).numel() > 1])
-def test_ambiguous_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    memory = activations((1, 2000), torch.float32, "cpu").flatten()
+def test_ambiguous_strides(device: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    memory = activations((1, 2000), torch.float32, device).flatten()
     args = arguments(memory.as_strided(shape, strides), training=True)
     check(args.input, args.gamma, args.beta)
 
 
 @pytest.mark.parametrize("given", list(product([True, False], repeat=4)))
-def test_every_vector_is_optional(given: tuple[bool, ...]) -> None:
-    input = activations((4, 6, 5, 7), torch.float32, "cpu")
+def test_every_vector_is_optional(device: str, given: tuple[bool, ...]) -> None:
+    input = activations((4, 6, 5, 7), torch.float32, device)
     args = arguments(input, training=True)
     vectors = (args.gamma, args.beta, args.running_mean, args.running_var)
     check(input, *(vector if wanted else None for vector, wanted in zip(vectors, given, strict=True)))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_parameters_in_float32_beside_half_input(layout: str) -> None:
-    input = arrange(activations((4, 6, 5, 7), torch.bfloat16, "cpu"), layout)
+def test_parameters_in_float32_beside_half_input(device: str, layout: str) -> None:
+    input = arrange(activations((4, 6, 5, 7), torch.bfloat16, device), layout)
     args = arguments(input, training=True, dtypes=(torch.float32, torch.bfloat16, torch.float32, torch.bfloat16))
     check(input, args.gamma, args.beta, args.running_mean, args.running_var)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_large_mean_costs_no_digits(layout: str) -> None:
-    input = arrange(activations((3, 5, 40, 41), torch.float32, "cpu") + 1e4, layout)
+def test_a_large_mean_costs_no_digits(device: str, layout: str) -> None:
+    input = arrange(activations((3, 5, 40, 41), torch.float32, device) + 1e4, layout)
     check(input, None, None)
 
 
@@ -190,10 +190,10 @@ def test_gradients_are_those_of_the_derivation_by_hand(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "spatial_swapped"])
 @pytest.mark.parametrize("use_input_stats", [True, False])
-def test_results_and_state_are_those_of_torch(layout: str, use_input_stats: bool) -> None:
-    x = image(layout)
-    gamma, beta = vectors(2)
-    running = torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+def test_results_and_state_are_those_of_torch(device: str, layout: str, use_input_stats: bool) -> None:
+    x = image(layout).detach().to(device).requires_grad_()
+    gamma, beta = (vector.detach().to(device).requires_grad_() for vector in vectors(2))
+    running = [torch.rand(4, dtype=torch.float64, device=device) for _ in range(2)]
     results = []
     for function in (instance_norm, F.instance_norm):
         state = [tensor.clone() for tensor in running]
@@ -312,10 +312,10 @@ def test_memory_is_that_of_the_results(layout: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (0, 3, 4, 5), (2, 0, 4)])
-def test_no_values(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, requires_grad=True)
-    gamma, beta = torch.ones(shape[1], requires_grad=True), torch.zeros(shape[1], requires_grad=True)
-    state = torch.full((shape[1],), 2.0), torch.full((shape[1],), 3.0)
+def test_no_values(device: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, device=device, requires_grad=True)
+    gamma, beta = (torch.ones(shape[1], device=device, requires_grad=True) for _ in range(2))
+    state = [torch.full((shape[1],), value, device=device) for value in (2.0, 3.0)]
     with unchanged(*state):
         y, mean, invstd = ops.instancenorm_forward(x, gamma, beta, *state, 0.1, 0.25)
     y.sum().backward()
